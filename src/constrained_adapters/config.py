@@ -1,0 +1,296 @@
+"""Every setting: :class:`CRMAConfig` for the library and the strict models of ``crma.yaml``.
+
+All models refuse unknown keys. A ``crma.yaml`` is read by :func:`constrained_adapters.yaml_config.read_config`,
+which adds file and line to each error.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from constrained_adapters.errors import ConfigError, nearest
+
+ConstraintType = Literal["fisher", "diagonal", "gem", "agem", "orthogonal", "none"]
+
+RESERVED_NAMES = frozenset({"base", "auto", "general", "default"})
+
+
+def check_domain_name(name: str) -> str:
+    """Return a domain's name, NFC-normalised, or say why it cannot be one.
+
+    Letters and digits of any script, ``_``, ``-`` and inner spaces are allowed: the name is a
+    folder, an adapter and later a model's name on the server.
+
+    >>> check_domain_name("数学")
+    '数学'
+    >>> check_domain_name("../x")
+    Traceback (most recent call last):
+    ...
+    ValueError: '../x' cannot be a domain's name: use letters and digits of any script, '_', '-' and inner spaces
+    """
+    normal = unicodedata.normalize("NFC", name)
+    allowed = all(char.isalnum() or char in "_- " or unicodedata.category(char).startswith("M") for char in normal)
+    if not normal or not allowed or normal != normal.strip() or normal[0] in "-_" or len(normal.encode()) > 100:
+        raise ValueError(
+            f"{name!r} cannot be a domain's name: use letters and digits of any script, '_', '-' and inner spaces"
+        )
+    if normal.lower() in RESERVED_NAMES or hasattr(dict, normal):
+        raise ValueError(f"{name!r} is a reserved name: choose another, such as '{normal}_domain'")
+    return normal
+
+
+DomainName = Annotated[str, AfterValidator(check_domain_name)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys are errors, values are checked again when assigned."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
+
+
+class CRMAConfig(Settings):
+    """Settings of the CRMA adapters of one base model.
+
+    A CRMA adapter is a LoRA adapter: ``ΔW = residual_scaling · B · A`` on ``domain_specific_layers``
+    (A: r × d_in, B: d_out × r), trained under a constraint from the memories of the finished domains.
+
+    Args:
+        base_model_name: A hub name, a folder, or ``"embedded"`` for the packaged default model.
+        adapter_dim: Rank r of each adapter.
+        constraint_strength: Share of what each memory protects that no step may touch, 0 … 1.
+            0 is plain LoRA, bit for bit; 1 closes every direction, so nothing is learnt.
+        gradient_memory_size: Most examples per domain that its memory is made from.
+        residual_scaling: The factor in front of B · A.
+        domain_specific_layers: Names of the adapted linear layers, or ``"auto"`` for the attention
+            projections that suit the architecture.
+        use_gradient_constraint: False switches the constraint off (as strength 0 does).
+        constraint_type: How the memory binds the step; see :mod:`constrained_adapters.constraints`.
+        protect_base: Also keep a memory of the base's own knowledge, from text that it writes itself.
+        layers_to_transform: Indices of the decoder layers that are adapted; None adapts all.
+        dtype: Weights of the base: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        quantization: ``"4bit"`` or ``"8bit"`` (bitsandbytes, GPU), or None.
+        gradient_checkpointing: Trade time for memory while training.
+        init_std: Standard deviation of the start values of B; those of A are 1/√d_in.
+
+    Raises:
+        ConfigError: An unknown field or a value out of range.
+
+    >>> CRMAConfig(base_model_name="embedded", constraint_strength=0.8).adapter_dim
+    64
+    """
+
+    base_model_name: str
+    adapter_dim: int = Field(default=64, ge=1, le=4096)
+    constraint_strength: float = Field(default=0.8, ge=0.0, le=1.0)
+    gradient_memory_size: int = Field(default=1000, ge=1)
+    residual_scaling: float = Field(default=0.2, gt=0.0)
+    domain_specific_layers: list[str] | Literal["auto"] = ["q_proj", "v_proj", "o_proj"]
+    use_gradient_constraint: bool = True
+    constraint_type: ConstraintType = "fisher"
+    protect_base: bool = True
+    layers_to_transform: list[int] | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Literal["4bit", "8bit"] | None = None
+    gradient_checkpointing: bool = False
+    init_std: float = Field(default=1e-4, gt=0.0)
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise config_error(error, type(self), where="CRMAConfig") from None
+
+    @model_validator(mode="after")
+    def _warn_about_strength(self) -> Self:
+        if self.effective_strength == 1.0:
+            warnings.warn(
+                "constraint_strength=1.0 closes every direction that a memory knows: later domains learn nothing",
+                stacklevel=4,
+            )
+        elif 0.0 < self.effective_strength < 0.7:
+            warnings.warn(
+                f"constraint_strength={self.effective_strength} is under 0.7: expect finished domains to be forgotten",
+                stacklevel=4,
+            )
+        return self
+
+    @property
+    def effective_strength(self) -> float:
+        """The strength that acts: 0 where the constraint is switched off or of type none."""
+        active = self.use_gradient_constraint and self.constraint_type != "none"
+        return self.constraint_strength if active else 0.0
+
+
+class BaseConfig(Settings):
+    """Which base model, and how it is loaded."""
+
+    model: str = "embedded"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    quantization: Literal["4bit", "8bit"] | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+class DomainConfig(Settings):
+    """One domain: its name and where its examples come from."""
+
+    name: DomainName
+    data: str | None = None
+    """A file (.jsonl, .json, .csv, .tsv, .parquet, .txt), a folder of them, ``packaged:NAME`` or a hub data set."""
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    """Files of a split that stands already, instead of ``data``."""
+    prompt: str | None = None
+    answer: str | None = None
+    messages: str | None = None
+    text: str | None = None
+    choices: str | None = None
+    """Names of columns; left out, they are detected."""
+    subset: str | None = None
+    """Configuration name of a hub data set."""
+    max_train: int | None = Field(default=None, ge=1)
+    max_validation: int | None = Field(default=None, ge=1)
+    max_test: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.data is None) == (self.train is None):
+            raise ValueError(f"domain {self.name!r} needs either 'data' or 'train' (with 'validation' and 'test')")
+        return self
+
+
+class AdapterConfig(Settings):
+    """The adapter that each domain gets."""
+
+    rank: int = Field(default=16, ge=1, le=4096)
+    residual_scaling: float = Field(default=2.0, gt=0.0)
+    layers: list[str] | Literal["auto"] = "auto"
+
+
+class TrainingConfig(Settings):
+    """How each domain is trained."""
+
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=8, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_length_tokens: int = Field(default=256, ge=8)
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    gradient_checkpointing: bool = False
+    optimizer: str = "adamw_torch"
+    checkpoint_every_steps: int = Field(default=100, ge=1)
+
+    @model_validator(mode="after")
+    def _length(self) -> Self:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give 'steps' or 'epochs', not both")
+        if self.steps is None and self.epochs is None:
+            object.__setattr__(self, "epochs", 3.0)
+        return self
+
+
+class MethodConfig(Settings):
+    """One method that is taught the sequence: a recipe's name and what differs from its row."""
+
+    recipe: str
+    name: str = ""
+    learning_rate: float | None = Field(default=None, gt=0)
+    constraint_strength: float | None = Field(default=None, ge=0, le=1)
+    constraint_type: ConstraintType | None = None
+    gradient_memory_size: int | None = Field(default=None, ge=1)
+    protect_base: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"recipe": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _default_name(self) -> Self:
+        object.__setattr__(self, "name", check_domain_name(self.name or self.recipe))
+        return self
+
+
+class EvaluationConfig(Settings):
+    """What is scored after each domain."""
+
+    split: Literal["validation", "test"] = "test"
+    max_items: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    general: str | None = "packaged:general"
+    general_items: int = Field(default=40, ge=1)
+    num_samples: int = Field(default=3, ge=0)
+    max_new_tokens: int = Field(default=24, ge=1)
+
+
+class RunConfig(Settings):
+    """A whole ``crma.yaml``."""
+
+    title: str = "constrained-adapters run"
+    output: Path = Path("crma-run")
+    seed: int = Field(default=0, ge=0)
+    base: BaseConfig = Field(default_factory=BaseConfig)
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    methods: list[MethodConfig] = Field(default_factory=lambda: [MethodConfig(recipe="crma")], min_length=1)
+    domains: list[DomainConfig] = Field(min_length=1)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @field_validator("domains", "methods")
+    @classmethod
+    def _unique(cls, items: list[Any]) -> list[Any]:
+        names = [item.name.casefold() for item in items]
+        twice = sorted({item.name for item in items if names.count(item.name.casefold()) > 1})
+        if twice:
+            raise ValueError(f"named twice: {', '.join(map(repr, twice))}; names differ by more than their case")
+        return items
+
+
+def config_error(error: ValidationError, model: type[BaseModel], *, where: str) -> ConfigError:
+    """Turn pydantic's first complaint into a four-line :class:`ConfigError`.
+
+    Args:
+        error: What pydantic raised.
+        model: The class that was validated; its fields are the 'did you mean'.
+        where: What is named as the place (a class, or a file with its line).
+    """
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"]) or "(whole)"
+    if first["type"] == "extra_forbidden":
+        known = sorted(_fields_at(model, first["loc"][:-1]))
+        key = str(first["loc"][-1])
+        return ConfigError(
+            f"no setting named {key!r}",
+            got=f"{field} ({where})",
+            expected=", ".join(known),
+            hint=nearest(key, known),
+        )
+    shown = "" if first["type"] in {"missing", "value_error"} else f" = {first['input']!r}"
+    return ConfigError(
+        f"the setting {field!r} is missing" if first["type"] == "missing" else f"the setting {field!r} is not valid",
+        got=f"{field}{shown} ({where})",
+        expected=first["msg"].removeprefix("Value error, "),
+    )
+
+
+def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    current: Any = model
+    for part in path:
+        if isinstance(part, int):
+            continue
+        current = current.model_fields[part].annotation
+        while not (isinstance(current, type) and issubclass(current, BaseModel)):
+            current = next(arg for arg in get_args(current) if arg is not type(None))
+    return list(current.model_fields)

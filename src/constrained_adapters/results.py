@@ -1,0 +1,106 @@
+"""The versioned record of a run: plain data, no torch.
+
+A run's folder holds one ``results.json`` of the type :class:`RunResult`; the report, the
+comparison table and the benchmark are made from it alone.
+
+R matrices: ``matrices[metric][i][j]`` is the score on domain j after training domain i;
+row 0 is the base before any training, so a run over T domains has T + 1 rows and T columns.
+A cell that was not measured is None.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+Matrix = list[list[float | None]]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Curve(_Record):
+    """One quantity over optimizer steps: ``steps[k]`` belongs to ``values[k]``."""
+
+    steps: list[int] = Field(default_factory=list)
+    values: list[float] = Field(default_factory=list)
+
+
+class Sample(_Record):
+    """One test prompt, its reference, and what the model wrote at three moments."""
+
+    domain: str
+    prompt: str
+    reference: str
+    base: str
+    learned: str
+    final: str
+
+
+class DomainRecord(_Record):
+    """What happened while one domain was trained."""
+
+    name: str
+    num_train: int
+    num_validation: int
+    num_test: int
+    data_fingerprint: str
+    train_seconds: float
+    memory_seconds: float
+    eval_seconds: float
+    adapter_bytes: int
+    memory_bytes: int
+    curves: dict[str, Curve] = Field(default_factory=dict)
+    """``loss``, ``learning_rate``, ``grad_norm``; constrained methods add ``removed_ratio``
+    (share of the gradient's norm removed, 0 … 1) and ``conflict`` (cosine, −1 … 1)."""
+    constraint: dict[str, float] = Field(default_factory=dict)
+    """Totals of the constraint over the domain, such as ``closed_ratio`` and ``removed_ratio``."""
+    predicted_increase_nats: dict[str, float] = Field(default_factory=dict)
+    """Per finished domain: the loss increase that the memories predict for this domain's update."""
+
+
+class MethodResult(_Record):
+    """One method taught the whole sequence of domains."""
+
+    name: str
+    recipe: str
+    settings: dict[str, Any]
+    domains: list[str]
+    matrices: dict[str, Matrix]
+    """Keys: ``loss`` (nats per answer token), ``exact_match`` and ``choice_accuracy`` (0 … 1)."""
+    general_nats: list[float | None]
+    """Mean loss on general text after 0, 1 … T domains (nats per token)."""
+    summary: dict[str, float]
+    """``accuracy``, ``backward_transfer``, ``forward_transfer``, ``forgetting`` (of
+    ``exact_match``), ``choice_accuracy``, ``drift_percent``, ``learned`` (mean of R[j, j]),
+    ``general_perplexity_base``, ``general_perplexity``, ``train_seconds``, ``memory_seconds``,
+    ``eval_seconds``, ``step_seconds`` (median), ``bytes_per_domain``, ``peak_memory_bytes``,
+    ``keeps_old_data`` (0 or 1)."""
+    records: list[DomainRecord]
+    samples: list[Sample] = Field(default_factory=list)
+
+
+class RunResult(_Record):
+    """All methods of one run, with the settings and the environment they ran in."""
+
+    schema_version: int = SCHEMA_VERSION
+    title: str
+    created: str
+    base: dict[str, Any]
+    environment: dict[str, Any]
+    settings: dict[str, Any]
+    methods: list[MethodResult]
+    ledger: list[dict[str, Any]] = Field(default_factory=list)
+
+
+def load_results(path: Path) -> RunResult:
+    """Read a ``results.json``.
+
+    Raises:
+        pydantic.ValidationError: The file is not of this schema.
+    """
+    return RunResult.model_validate_json(path.read_text(encoding="utf-8"))
