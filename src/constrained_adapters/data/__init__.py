@@ -1,0 +1,1 @@
+"""Files and data sets in, examples and tokens with label masks out."""
