@@ -1,17 +1,27 @@
 """Every setting: :class:`CRMAConfig` for the library and the strict models of ``crma.yaml``.
 
-All models refuse unknown keys. A ``crma.yaml`` is read by :func:`constrained_adapters.yaml_config.read_config`,
-which adds file and line to each error.
+All models refuse unknown keys. A ``crma.yaml`` is read by
+:func:`constrained_adapters.yaml_config.read_config`, which adds file and line to each error.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from constrained_adapters.errors import ConfigError, nearest
 
@@ -31,13 +41,24 @@ def check_domain_name(name: str) -> str:
     >>> check_domain_name("../x")
     Traceback (most recent call last):
     ...
-    ValueError: '../x' cannot be a domain's name: use letters and digits of any script, '_', '-' and inner spaces
+    ValueError: '../x' cannot be a domain's name: use letters, digits, '_', '-' and inner spaces
+
+    Raises:
+        ValueError: The name cannot be a domain's.
     """
     normal = unicodedata.normalize("NFC", name)
-    allowed = all(char.isalnum() or char in "_- " or unicodedata.category(char).startswith("M") for char in normal)
-    if not normal or not allowed or normal != normal.strip() or normal[0] in "-_" or len(normal.encode()) > 100:
+    allowed = all(
+        char.isalnum() or char in "_- " or unicodedata.category(char).startswith("M") for char in normal
+    )
+    if (
+        not normal
+        or not allowed
+        or normal != normal.strip()
+        or normal[0] in "-_"
+        or len(normal.encode()) > 100
+    ):
         raise ValueError(
-            f"{name!r} cannot be a domain's name: use letters and digits of any script, '_', '-' and inner spaces"
+            f"{name!r} cannot be a domain's name: use letters, digits, '_', '-' and inner spaces"
         )
     if normal.lower() in RESERVED_NAMES or hasattr(dict, normal):
         raise ValueError(f"{name!r} is a reserved name: choose another, such as '{normal}_domain'")
@@ -50,7 +71,9 @@ DomainName = Annotated[str, AfterValidator(check_domain_name)]
 class Settings(BaseModel):
     """Base of all settings: unknown keys are errors, values are checked again when assigned."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", validate_assignment=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 class CRMAConfig(Settings):
@@ -109,12 +132,14 @@ class CRMAConfig(Settings):
     def _warn_about_strength(self) -> Self:
         if self.effective_strength == 1.0:
             warnings.warn(
-                "constraint_strength=1.0 closes every direction that a memory knows: later domains learn nothing",
+                "constraint_strength=1.0 closes every direction that a memory knows: "
+                "later domains learn nothing",
                 stacklevel=4,
             )
         elif 0.0 < self.effective_strength < 0.7:
             warnings.warn(
-                f"constraint_strength={self.effective_strength} is under 0.7: expect finished domains to be forgotten",
+                f"constraint_strength={self.effective_strength} is under 0.7: "
+                "expect finished domains to be forgotten",
                 stacklevel=4,
             )
         return self
@@ -142,7 +167,8 @@ class DomainConfig(Settings):
 
     name: DomainName
     data: str | None = None
-    """A file (.jsonl, .json, .csv, .tsv, .parquet, .txt), a folder of them, ``packaged:NAME`` or a hub data set."""
+    """A file (.jsonl, .json, .csv, .tsv, .parquet, .txt), a folder of them, ``packaged:NAME`` or a hub
+    data set."""
     train: str | None = None
     validation: str | None = None
     test: str | None = None
@@ -162,7 +188,9 @@ class DomainConfig(Settings):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.data is None) == (self.train is None):
-            raise ValueError(f"domain {self.name!r} needs either 'data' or 'train' (with 'validation' and 'test')")
+            raise ValueError(
+                f"domain {self.name!r} needs either 'data' or 'train' (with 'validation' and 'test')"
+            )
         return self
 
 
@@ -254,43 +282,119 @@ class RunConfig(Settings):
         names = [item.name.casefold() for item in items]
         twice = sorted({item.name for item in items if names.count(item.name.casefold()) > 1})
         if twice:
-            raise ValueError(f"named twice: {', '.join(map(repr, twice))}; names differ by more than their case")
+            raise ValueError(
+                f"named twice: {', '.join(map(repr, twice))}; names differ by more than their case"
+            )
         return items
 
 
-def config_error(error: ValidationError, model: type[BaseModel], *, where: str) -> ConfigError:
+Location = tuple[int | str, ...]
+
+
+def config_error(
+    error: ValidationError, model: type[BaseModel], *, where: str | Callable[[Location], str]
+) -> ConfigError:
     """Turn pydantic's first complaint into a four-line :class:`ConfigError`.
 
     Args:
         error: What pydantic raised.
         model: The class that was validated; its fields are the 'did you mean'.
-        where: What is named as the place (a class, or a file with its line).
+        where: What is named as the place: a class, or a function from the location of a
+            setting to its file and line.
     """
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"]) or "(whole)"
+    complaints = error.errors()
+    # A misspelt key is said before the missing one that it was meant to be.
+    first = next((each for each in complaints if each["type"] == "extra_forbidden"), complaints[0])
+    path = _settings_path(model, first["loc"])
+    dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    field = dotted.lstrip(".") or "(whole)"
+    place = where if isinstance(where, str) else where(path)
     if first["type"] == "extra_forbidden":
-        known = sorted(_fields_at(model, first["loc"][:-1]))
-        key = str(first["loc"][-1])
+        key = str(path[-1])
+        known = sorted(_settings_class(model, path[:-1]).model_fields)
+        hint = nearest(key, known) or _section_of(key, model)
         return ConfigError(
-            f"no setting named {key!r}",
-            got=f"{field} ({where})",
-            expected=", ".join(known),
-            hint=nearest(key, known),
+            f"no setting named {key!r}", got=f"{field} ({place})", expected=", ".join(known), hint=hint
         )
-    shown = "" if first["type"] in {"missing", "value_error"} else f" = {first['input']!r}"
+    if first["type"] == "missing":
+        return ConfigError(f"the setting {field!r} is missing", got=place, expected=f"a value for {field!r}")
+    if first["type"] == "value_error":
+        return ConfigError(first["msg"].removeprefix("Value error, "), got=f"{field} ({place})")
+    # A union complains once for each of its members: together they say what is allowed.
+    of_field = [each for each in complaints if _settings_path(model, each["loc"])[: len(path)] == path]
+    messages = dict.fromkeys(_expectation(each["type"], each["msg"]) for each in of_field)
+    value = repr(first["input"])
+    shown = value if len(value) <= 80 else value[:77] + "..."
+    allowed = " ".join(str(each.get("ctx", {}).get("expected", "")) for each in of_field)
+    options = re.findall(r"'([^']+)'", allowed)
     return ConfigError(
-        f"the setting {field!r} is missing" if first["type"] == "missing" else f"the setting {field!r} is not valid",
-        got=f"{field}{shown} ({where})",
-        expected=first["msg"].removeprefix("Value error, "),
+        f"the setting {field!r} is not valid",
+        got=f"{field} = {shown} ({place})",
+        expected=", or ".join(messages),
+        hint=_value_hint(first["type"], first["input"], options),
     )
 
 
-def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+def _settings_path(model: type[BaseModel], location: Location) -> Location:
+    """Leave out what pydantic adds for the members of a union: ``('layers', 'list[str]', 0)``."""
     current: Any = model
-    for part in path:
+    path: list[int | str] = []
+    for part in location:
+        path.append(part)
         if isinstance(part, int):
             continue
-        current = current.model_fields[part].annotation
-        while not (isinstance(current, type) and issubclass(current, BaseModel)):
-            current = next(arg for arg in get_args(current) if arg is not type(None))
-    return list(current.model_fields)
+        if current is None or part not in current.model_fields:
+            break
+        current = _inner_model(current.model_fields[part].annotation)
+        if current is None:
+            break
+    return tuple(path)
+
+
+def _settings_class(model: type[BaseModel], path: Location) -> type[BaseModel]:
+    current = model
+    for part in path:
+        if isinstance(part, str):
+            current = _inner_model(current.model_fields[part].annotation) or current
+    return current
+
+
+def _inner_model(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_inner_model(argument) for argument in get_args(annotation))
+    return next((inner for inner in found if inner is not None), None)
+
+
+def _section_of(key: str, model: type[BaseModel]) -> str | None:
+    """Where a setting belongs that was written in the wrong section, such as ``training.steps``."""
+    for name, field in model.model_fields.items():
+        inner = _inner_model(field.annotation)
+        if inner is not None and key in inner.model_fields:
+            return f"{name}.{key}"
+        if key == name:
+            return f"{key!r} at the top, not inside a section"
+    return None
+
+
+def _expectation(kind: str, message: str) -> str:
+    named = {
+        "model_type": "a section with its settings below it",
+        "list_type": "a list",
+        "bool_type": "true or false",
+        "string_type": "a text",
+        "int_type": "a whole number",
+        "int_from_float": "a whole number",
+        "float_type": "a number",
+        "finite_number": "a finite number",
+        "too_short": "at least one",
+    }
+    return named.get(kind) or message.removeprefix("Value error, ").removeprefix("Input should be ")
+
+
+def _value_hint(kind: str, value: Any, options: list[str]) -> str | None:
+    if kind == "string_type" and isinstance(value, (int, float)):
+        return f'put it in quotes: "{value}"'
+    if kind == "bool_type" and isinstance(value, str):
+        return {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(value.lower())
+    return nearest(value, options) if isinstance(value, str) else None

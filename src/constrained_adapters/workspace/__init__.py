@@ -1,0 +1,27 @@
+"""A method's folder on disk: adapters, memories, checkpoints, evaluations and the ledger.
+
+Whatever is written here survives ``kill -9`` and a power cut at any moment: a reader finds the old
+state or the new one, never half of one.
+"""
+
+from constrained_adapters.workspace.atomic import (
+    atomic_directory,
+    atomic_write_bytes,
+    atomic_write_json,
+    atomic_write_text,
+    no_space_error,
+    recover,
+)
+from constrained_adapters.workspace.folder import Workspace
+from constrained_adapters.workspace.ledger import Ledger
+
+__all__ = [
+    "Ledger",
+    "Workspace",
+    "atomic_directory",
+    "atomic_write_bytes",
+    "atomic_write_json",
+    "atomic_write_text",
+    "no_space_error",
+    "recover",
+]

@@ -1,0 +1,166 @@
+"""Writes the commented ``crma.yaml`` of ``crma init``.
+
+The values come from the setting models and the words from :data:`EXPLAINED`; a test holds the two
+together, so that no setting lacks its line and no default goes stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from constrained_adapters.config import (
+    AdapterConfig,
+    BaseConfig,
+    DomainConfig,
+    EvaluationConfig,
+    MethodConfig,
+    RunConfig,
+    TrainingConfig,
+)
+from constrained_adapters.yaml_config import dump_value
+
+DEMO_DOMAINS = {
+    "medicine": "packaged:medicine",
+    "finance": "packaged:finance",
+    "programming": "packaged:programming",
+}
+
+EXPLAINED = {
+    "title": "headline of the report",
+    "output": "folder of the run, relative to this file; the same command goes on where it stopped",
+    "seed": "of everything that is drawn: same seed, same result",
+    "base.model": "'embedded' (the packaged 135 M model), a name on the hub, or a folder",
+    "base.dtype": "weights of the base: auto, float32, bfloat16 or float16",
+    "base.device": "auto, cpu, cuda, cuda:1, mps",
+    "base.quantization": "4bit or 8bit (bitsandbytes, GPU)",
+    "base.revision": "branch, tag or commit on the hub",
+    "base.trust_remote_code": "run code that comes with the model",
+    "adapter.rank": "rank r of each domain's adapter",
+    "adapter.residual_scaling": "factor in front of B · A",
+    "adapter.layers": "names of the adapted linear layers, as a list; auto suits the architecture",
+    "training.steps": "optimizer steps per domain; or 'epochs', not both",
+    "training.epochs": "passes over a domain's training examples; 3 where 'steps' is not given either",
+    "training.batch_size": "examples per forward pass",
+    "training.gradient_accumulation_steps": "forward passes per optimizer step",
+    "training.learning_rate": "peak learning rate; a method may have its own",
+    "training.schedule": "constant, linear or cosine",
+    "training.warmup_ratio": "share of the steps over which the rate rises from 0",
+    "training.weight_decay": "decay of the adapter's weights",
+    "training.max_grad_norm": "gradients are clipped to this norm",
+    "training.max_length_tokens": "longer examples are cut",
+    "training.precision": "of the arithmetic: float32, bf16 or fp16",
+    "training.gradient_checkpointing": "trade time for memory",
+    "training.optimizer": "a name that transformers.TrainingArguments(optim=...) knows",
+    "training.checkpoint_every_steps": "a run that was stopped goes on from its last checkpoint",
+    "methods.recipe": "name of the method: lora, crma, replay, ewc, joint ...",
+    "methods.name": "name in tables and folders; empty: the recipe's",
+    "methods.learning_rate": "instead of training.learning_rate",
+    "methods.constraint_strength": "0 (plain LoRA) to 1 (protected directions closed); null: the recipe's",
+    "methods.constraint_type": "fisher, diagonal, gem, agem, orthogonal or none; null: the recipe's",
+    "methods.gradient_memory_size": "most examples per domain that its memory is made from",
+    "methods.protect_base": "also keep a memory of the base's own knowledge",
+    "domains.name": "letters of any script: 'law', 'право', '法律'",
+    "domains.data": "file (.jsonl .json .csv .tsv .parquet .txt), folder, packaged:NAME or hub data set",
+    "domains.train": "instead of 'data', where the split stands already: training file",
+    "domains.validation": "... validation file",
+    "domains.test": "... test file",
+    "domains.prompt": "column of the question; null: detected ('crma data FILE' shows what)",
+    "domains.answer": "column of the answer",
+    "domains.messages": "column of chat messages",
+    "domains.text": "column of running text",
+    "domains.choices": "column of the possible answers",
+    "domains.subset": "configuration name of a hub data set",
+    "domains.max_train": "use at most this many training examples",
+    "domains.max_validation": "... validation examples",
+    "domains.max_test": "... test examples",
+    "evaluation.split": "what is scored after each domain: test, or validation while settings are chosen",
+    "evaluation.max_items": "score at most this many examples of each domain",
+    "evaluation.batch_size": "examples per scoring pass",
+    "evaluation.general": "general text whose perplexity shows what the base loses; null: not measured",
+    "evaluation.general_items": "how many pieces of it",
+    "evaluation.num_samples": "answers per domain shown in the report, before and after",
+    "evaluation.max_new_tokens": "length of those answers",
+}
+"""One line for each setting: ``section.field``."""
+
+SECTIONS = {
+    "base": "The model that is taught. It is never changed: each domain becomes an adapter beside it.",
+    "adapter": "The adapter of each domain: a LoRA that every engine loads.",
+    "training": "How each domain is trained, alike for every method.",
+    "methods": "Each method is taught the whole sequence, and the report compares them.",
+    "domains": "The sequence, in the order in which it is learnt.",
+    "evaluation": "What is measured on every domain after each domain.",
+}
+
+_MODELS: dict[str, type[BaseModel]] = {
+    "base": BaseConfig,
+    "adapter": AdapterConfig,
+    "training": TrainingConfig,
+    "methods": MethodConfig,
+    "domains": DomainConfig,
+    "evaluation": EvaluationConfig,
+}
+
+
+_REQUIRED = {"recipe": "crma", "name": "law"}  # shown where there is no default
+
+
+def template(
+    domains: Mapping[str, str] | None = None, base: str = "embedded", *, file: str = "crma.yaml"
+) -> str:
+    """Return a commented ``crma.yaml`` with every setting; those not in use show their default.
+
+    Args:
+        domains: Names and sources, in order; None takes the packaged demo of three domains,
+            cut to minutes on a CPU.
+        base: The base model.
+        file: The file's name, for the commands in its head.
+    """
+    demo = domains is None
+    active: dict[str, dict[str, Any]] = {"base": {"model": base}, "adapter": {"rank": 16}}
+    active["training"] = {"steps": 30} if demo else {"epochs": 3.0}
+    active["training"]["learning_rate"] = 0.001
+    active["evaluation"] = {"max_items": 60} if demo else {"split": "test"}
+    sources = DEMO_DOMAINS if domains is None else domains
+    entries = {
+        "methods": [{"recipe": "lora"}, {"recipe": "crma"}],
+        "domains": [{"name": name, "data": source} for name, source in sources.items()],
+    }
+    title = "Three domains, one model" if demo else "Domain after domain: " + ", ".join(sources)
+    lines = [
+        "# A run of constrained-adapters: one model is taught domain after domain.",
+        f"#   {f'crma run {file}':<22} train, measure and write the report; again: go on where it stopped",
+        f"#   {'crma status':<22} where it stands (in another terminal)",
+        "# Lines that begin with '#' show a setting's default; remove the '#' to change it.",
+        "",
+    ]
+    lines += _settings(RunConfig, {"title": title, "output": "crma-run", "seed": 0}, prefix="", indent="")
+    for section, words in SECTIONS.items():
+        lines += ["", f"# {words}", f"{section}:"]
+        model = _MODELS[section]
+        if section in active:
+            lines += _settings(model, active[section], prefix=f"{section}.", indent="  ")
+            continue
+        for values in entries[section]:
+            lines.append(f"  - {dump_value(values)}")
+        lines.append("  # all that an entry may say:")
+        lines += _settings(model, {}, prefix=f"{section}.", indent="  ", item=True)
+    return "\n".join(lines) + "\n"
+
+
+def _settings(
+    model: type[BaseModel], active: Mapping[str, Any], *, prefix: str, indent: str, item: bool = False
+) -> list[str]:
+    lines: list[str] = []
+    for name, field in model.model_fields.items():
+        if f"{prefix}{name}" not in EXPLAINED:
+            continue  # a section of its own
+        default = _REQUIRED.get(name) if field.is_required() else field.get_default(call_default_factory=True)
+        value = dump_value(active.get(name, default))
+        bullet = "" if not item else "  " if lines else "- "
+        setting = f"{indent}{'' if name in active else '# '}{bullet}{name}: {value}"
+        lines.append(f"{setting:<42}  # {EXPLAINED[prefix + name]}")
+    return lines
