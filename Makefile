@@ -35,12 +35,12 @@ static: install  ## What `make check` does besides the tests: lint, format, type
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 check: static test  ## Everything that CI checks
 
 docs: install  ## Build the documentation into site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lock: ## Renew constraints.txt from a clean install
 	$(PYTHON) scripts/lock.py

@@ -32,7 +32,11 @@ def digest() -> str:
 def environment_works() -> bool:
     """Say whether the environment has a Python that starts and a pip."""
     python = VENV / "bin" / "python"
-    return python.exists() and subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode == 0
+    if not python.exists():
+        return False
+    return (
+        subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0
+    )
 
 
 def install() -> None:
@@ -48,8 +52,9 @@ def install() -> None:
         print(f"making .venv with {sys.executable}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=True)
     print(f"installing constrained-adapters[{EXTRAS}] into .venv (once; a few minutes)", flush=True)
-    command = [VENV / "bin" / "python", "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-    subprocess.run([*command, "-c", ROOT / "constraints.txt", "-e", f"{ROOT}[{EXTRAS}]"], check=True)
+    pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
+    pinned = ["-c", str(ROOT / "constraints.txt")]
+    subprocess.run([*pip, "install", "-qq", *pinned, "-e", f"{ROOT}[{EXTRAS}]"], check=True)
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ def main() -> None:
     """Install into a fresh environment and write the pins."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        pip = [Path(folder) / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
+        pip = [str(Path(folder) / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
         subprocess.run([*pip, "install", "--quiet", TORCH], check=True)
         subprocess.run([*pip, "install", "--quiet", TORCH, f"{ROOT}[{EXTRAS}]"], check=True)
         frozen = subprocess.run([*pip, "freeze"], check=True, capture_output=True, text=True).stdout

@@ -82,7 +82,7 @@ class CRMAConfig(Settings):
     A CRMA adapter is a LoRA adapter: ``ΔW = residual_scaling · B · A`` on ``domain_specific_layers``
     (A: r × d_in, B: d_out × r), trained under a constraint from the memories of the finished domains.
 
-    Args:
+    Attributes:
         base_model_name: A hub name, a folder, or ``"embedded"`` for the packaged default model.
         adapter_dim: Rank r of each adapter.
         constraint_strength: Share of what each memory protects that no step may touch, 0 … 1.

@@ -1,0 +1,81 @@
+"""Rules of the house that no linter knows: sizes, names, declared dependencies, documented rooms."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "src" / "constrained_adapters"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+ROOMS = sorted(
+    path.stem
+    for path in PACKAGE.iterdir()
+    if (path.suffix == ".py" and path.stem != "__init__") or (path / "__init__.py").exists()
+)
+# Reached through another library, by name, so that no import of ours shows them.
+USED_BY_OTHERS = {
+    "accelerate": "transformers.Trainer",
+    "bitsandbytes": "transformers: quantisation, 8-bit optimizers",
+    "gguf": "transformers: gguf_file=",
+    "trl": "the user's SFTTrainer",
+}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared(*extras: str) -> set[str]:
+    """Names of the requirements of the core and of ``extras``."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    groups = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras)]
+    return {normal(re.match(r"[\w.-]+", requirement)[0]) for group in groups for requirement in group}
+
+
+def imported() -> set[str]:
+    """Distributions that any file of the package imports, at the top or inside a function."""
+    modules = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                modules.update(alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                modules.add(node.module.partition(".")[0])
+    modules -= {*sys.stdlib_module_names, "constrained_adapters"}
+    owners = packages_distributions()
+    return {normal(owners[module][0]) if module in owners else module for module in modules}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_source_file_is_short_and_named_for_what_it_holds(path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= 400, f"{lines} lines: split it"
+    assert not {"utils", "helpers", "common", "misc"} & {path.stem, *path.relative_to(PACKAGE).parts}
+
+
+def test_every_import_is_declared():
+    assert imported() <= declared("data", "quant", "trl")
+
+
+def test_every_declared_dependency_is_used():
+    assert declared("data", "quant", "trl") - set(USED_BY_OTHERS) <= imported()
+
+
+def test_pins_cover_the_core_and_keep_torch():
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    pinned = {normal(line.partition("==")[0]) for line in pins.splitlines() if "==" in line}
+    assert declared("data", "quant", "trl", "docs") <= pinned
+    assert "torch==2.13.0" in pins.splitlines()
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room != "cli"])
+def test_a_room_has_its_page_in_the_api_documentation(room):
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
+    assert re.search(rf"^::: constrained_adapters\.{room}(\.|$)", pages, re.MULTILINE)
