@@ -47,7 +47,7 @@ def install() -> None:
             sys.exit(
                 f"{sys.executable} cannot make virtual environments\n"
                 "  Expected: a Python with the modules venv and ensurepip\n"
-                f"  Try:      apt-get install python{version}-venv, or PYTHON=/path/to/another/python3 make ..."
+                f"  Try:      apt-get install python{version}-venv, or make PYTHON=/path/to/python3"
             )
         print(f"making .venv with {sys.executable}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=True)

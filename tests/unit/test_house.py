@@ -60,6 +60,31 @@ def test_a_source_file_is_short_and_named_for_what_it_holds(path):
     assert not {"utils", "helpers", "common", "misc"} & {path.stem, *path.relative_to(PACKAGE).parts}
 
 
+def raised(function: ast.FunctionDef) -> set[str]:
+    """Names of the exceptions that the body itself raises: ``raise E(…)`` and ``raise E.of(…)``."""
+    names, todo = set(), list(function.body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            continue
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            callee = node.exc.func.value if isinstance(node.exc.func, ast.Attribute) else node.exc.func
+            names.add(ast.unparse(callee).rpartition(".")[2])
+        todo.extend(ast.iter_child_nodes(node))
+    return {name for name in names if name[:1].isupper()} - {"NotImplementedError", "AssertionError"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_what_a_public_function_raises_is_in_its_docstring(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        documented = (
+            isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and ast.get_docstring(node)
+        )
+        if documented and "\n" in documented:
+            section = documented.partition("Raises:")[2]
+            assert not {name for name in raised(node) if name not in section}, node.name
+
+
 def test_every_import_is_declared():
     assert imported() <= declared("data", "quant", "trl")
 
