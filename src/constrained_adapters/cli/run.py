@@ -1,0 +1,42 @@
+"""``crma run``: train, measure, remember and report all that a crma.yaml asks for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The crma.yaml.")],
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew; the old run is lost.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Folder, instead of the file's 'output'.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="One line for each finished domain.")] = False,
+) -> None:
+    """Teach the domains one after the other, measure, report.
+
+    The same command goes on where a run was stopped.
+    """
+    from constrained_adapters.yaml_config import read_config
+
+    config = read_config(file)
+    if output is not None:
+        config.output = output.absolute()
+
+    # Before the first import of transformers: our progress is the one that is shown.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from constrained_adapters.cli.progress import show_progress
+    from constrained_adapters.cli.tables import print_result
+    from constrained_adapters.report.page import write_report
+    from constrained_adapters.training.run import run_config
+
+    with show_progress(quiet=quiet) as observer:
+        result = run_config(config, observer=observer, fresh=fresh)
+    page = config.output / "report.html"
+    write_report(result, page)
+    print_result(result)
+    typer.echo(f"Results: {config.output / 'results.json'}\nReport:  {page}")
