@@ -50,7 +50,10 @@ def summarise(matrices: Mapping[str, Rows], general_nats: Sequence[float | None]
     if loss := matrices.get("loss"):
         summary["drift_percent"] = drift_percent(loss)
     if general_nats:
-        for key, nats in (("general_perplexity_base", general_nats[0]), ("general_perplexity", general_nats[-1])):
+        for key, nats in (
+            ("general_perplexity_base", general_nats[0]),
+            ("general_perplexity", general_nats[-1]),
+        ):
             if nats is not None:
                 summary[key] = perplexity(nats)
     return {key: value for key, value in summary.items() if math.isfinite(value)}

@@ -1,0 +1,98 @@
+"""What a model writes, for people to read: greedy continuations of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig
+
+from constrained_adapters.data.examples import Example
+from constrained_adapters.data.tokens import encode_answer, encode_example, encode_prompt
+from constrained_adapters.evaluation.likelihood import evaluating
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def generate_answers(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    max_length: int = 1024,
+) -> list[str]:
+    """Answer the prompt of each example greedily; of a text, continue its first half.
+
+    Args:
+        model: A causal language model of transformers, adapters included.
+        tokenizer: The model's.
+        examples: Of any form.
+        max_new_tokens: Where an answer is cut, 1 or more.
+        batch_size: Most prompts in one batch, padded on the left.
+        max_length: Most tokens of a prompt; longer ones lose their middle.
+
+    Returns:
+        One text per example, in their order, without special tokens and outer whitespace.
+
+    Raises:
+        DataError: The tokenizer cannot render an example.
+    """
+    prompts = [_prompt_ids(example, tokenizer, max_length) for example in examples]
+    ends = _end_tokens(model, tokenizer, examples)
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
+    # Every setting that changes greedy decoding is given: the model's own defaults would fill the gaps.
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        pad_token_id=padding,
+        eos_token_id=ends or None,
+    )
+    device = model.get_input_embeddings().weight.device
+    # Prompts of like length together: less padding.
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    answers = [""] * len(prompts)
+    with evaluating(model), torch.no_grad():
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            width = max(len(prompts[index]) for index in batch)
+            gaps = [width - len(prompts[index]) for index in batch]
+            rows = [[padding] * gap + prompts[index] for index, gap in zip(batch, gaps, strict=True)]
+            masks = [[0] * gap + [1] * (width - gap) for gap in gaps]
+            written = model.generate(
+                input_ids=torch.tensor(rows, device=device),
+                attention_mask=torch.tensor(masks, device=device),
+                generation_config=config,
+            )
+            for index, row in zip(batch, written, strict=True):
+                answers[index] = str(tokenizer.decode(row[width:], skip_special_tokens=True)).strip()
+    return answers
+
+
+def _prompt_ids(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[int]:
+    if example.form != "text":
+        return encode_prompt(example, tokenizer, max_length)
+    ids = encode_example(example, tokenizer, max_length).input_ids
+    return ids[: max(1, len(ids) // 2)]
+
+
+def _end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[int]:
+    """Where to stop: the model's own end tokens, and the special token that ends a turn in training."""
+    own = model.generation_config.eos_token_id
+    ends = {own} if isinstance(own, int) else set(own or ())
+    if tokenizer.eos_token_id is not None:
+        ends.add(tokenizer.eos_token_id)
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    for example in examples:
+        if example.form != "text":
+            ends.update(special.intersection(encode_answer(example, tokenizer, example.reference)[-1:]))
+    return sorted(ends)

@@ -1,0 +1,196 @@
+"""Scores of examples: loss, exact match and choice by likelihood, all by reading and none by writing.
+
+Prompt, answer and choices of an example go through the model together, see
+:mod:`constrained_adapters.evaluation.likelihood`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from constrained_adapters.data.examples import Example
+from constrained_adapters.data.tokens import IGNORED, encode_answer, encode_example, encode_prompt
+from constrained_adapters.errors import DataError, TrainingError
+from constrained_adapters.evaluation.likelihood import TokenScores, TokenSequence, score_groups
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class ExampleScore:
+    """How well a model knows one example.
+
+    Args:
+        loss_nats: Mean negative log-likelihood of the learnt tokens, nats per token.
+        num_tokens: How many tokens that is.
+        exact: Whether greedy decoding writes exactly the (last) answer and then ends; None for text.
+        choice_correct: Whether the answer is likelier than every other choice; None without choices.
+    """
+
+    loss_nats: float
+    num_tokens: int
+    exact: bool | None
+    choice_correct: bool | None
+
+
+def score_examples(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    max_length: int,
+) -> list[ExampleScore]:
+    """Score examples in any form.
+
+    *Loss* is taken on the tokens that training takes it on, so ``exp(-loss · num_tokens)`` is the
+    probability of the answer with its end-of-turn token (of all the assistant's turns where there are
+    several). The first token of a text has nothing before it and is not scored, unless the tokenizer
+    starts with a token of its own.
+
+    *Exact match* needs no generation: greedy decoding writes the reference if and only if at each of
+    its positions the likeliest token, given the reference so far, is the reference's next token. Two
+    tokens of equal likelihood, which happen in 16 bit, may fall either way in either procedure.
+
+    *Choice*: the choice with the highest log-likelihood, **summed** over its tokens and not divided by
+    their number. Each choice ends with the end-of-turn token, so choices are whole, mutually exclusive
+    answers and the sum is the log of their probability: the pick is what the model would most
+    probably say among them, and does not depend on how a tokenizer cuts words. (A mean per token
+    favours long choices whose ends follow from their beginnings.) A tie with another choice is wrong:
+    a model that cannot tell two answers apart does not know the right one.
+
+    Args:
+        model: A causal language model, adapters included; its modes and gradients are left as they are.
+        tokenizer: The model's.
+        examples: Of any form, mixed as may be.
+        batch_size: Most examples in one forward pass, 1 or more; long ones go in smaller batches.
+        max_length: Most tokens of a prompt with its answer; longer prompts lose their middle as in
+            training. An answer that is cut is scored on what is left of it.
+
+    Returns:
+        One score per example, in their order.
+
+    Raises:
+        DataError: An example has no token to score, or its reference is not among its choices.
+        TrainingError: A loss is not finite.
+    """
+    groups = [
+        _sequences(example, tokenizer, max_length, number) for number, example in enumerate(examples, 1)
+    ]
+    scores = score_groups(model, [group.sequences for group in groups], max_groups=batch_size)
+    return [
+        _example_score(example, group, found, number)
+        for number, (example, group, found) in enumerate(zip(examples, groups, scores, strict=True), 1)
+    ]
+
+
+def mean_nats(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    batch_size: int,
+    max_length: int,
+) -> float:
+    """Mean loss over all tokens of all texts: ``Σ nats / Σ tokens``; its ``exp`` is the perplexity.
+
+    Args:
+        model: A causal language model.
+        tokenizer: The model's.
+        texts: Running text, such as text that no domain is about.
+        batch_size: Most texts in one forward pass.
+        max_length: Most tokens that are read of each text.
+
+    Returns:
+        Nats per token, 0 or more.
+
+    Raises:
+        DataError: There is no text, or one has no token to score.
+        TrainingError: A loss is not finite.
+    """
+    if not texts:
+        raise DataError("there is no text to take the loss of", got="0 texts", expected="1 or more")
+    examples = [Example(text=text) for text in texts]
+    scores = score_examples(model, tokenizer, examples, batch_size=batch_size, max_length=max_length)
+    num_tokens = sum(score.num_tokens for score in scores)
+    return math.fsum(score.loss_nats * score.num_tokens for score in scores) / num_tokens
+
+
+@dataclass(frozen=True)
+class _Group:
+    """One example as token sequences: itself as it is trained, the reference, every other choice."""
+
+    sequences: list[TokenSequence]
+    """The reference stands twice where there are choices: itself all that is learnt, cut to the longest
+    length; then the whole answer alone, as every choice. In the tree that costs nothing."""
+    answer_start: int
+    """Index of the (last) answer's first token in the reference."""
+
+
+def _sequences(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int, number: int) -> _Group:
+    tokens = encode_example(example, tokenizer, max_length)
+    scored = [at for at, label in enumerate(tokens.labels) if at > 0 and label != IGNORED]
+    if not scored:
+        raise DataError(
+            "an example has no token to score",
+            got=f"example {number}: {_shown(example)}",
+            expected="an answer, or a text of two tokens or more",
+        )
+    if example.form == "text":
+        return _Group([TokenSequence(tokens.input_ids, scored)], answer_start=0)
+    prompt = encode_prompt(example, tokenizer, max_length)
+    sequences = [TokenSequence(tokens.input_ids, scored)]
+    for answer in _choice_ids(example, tokenizer, number):
+        sequences.append(_continuation(prompt, answer))
+    return _Group(sequences, len(prompt))
+
+
+def _choice_ids(example: Example, tokenizer: PreTrainedTokenizerBase, number: int) -> list[list[int]]:
+    """Ids of the reference and then of every other choice, each once; nothing without choices."""
+    if not example.choices:
+        return []
+    reference = encode_answer(example, tokenizer, example.reference)
+    choices = [encode_answer(example, tokenizer, choice) for choice in dict.fromkeys(example.choices)]
+    if reference not in choices:
+        raise DataError(
+            "the reference is not among the choices",
+            got=f"example {number}: {example.reference!r}",
+            expected=" | ".join(example.choices),
+        )
+    return [reference, *(choice for choice in choices if choice != reference)]
+
+
+def _continuation(prompt: list[int], answer: list[int]) -> TokenSequence:
+    # Without a prompt the first token has nothing before it and cannot be scored.
+    return TokenSequence(prompt + answer, list(range(max(len(prompt), 1), len(prompt) + len(answer))))
+
+
+def _example_score(example: Example, group: _Group, scores: list[TokenScores], number: int) -> ExampleScore:
+    learnt, *choices = scores
+    loss_nats = math.fsum(learnt.nats) / len(learnt.nats)
+    totals = [math.fsum(choice.nats) for choice in choices]
+    if not all(map(math.isfinite, [loss_nats, *totals])):
+        raise TrainingError(
+            "the loss of an example is not finite",
+            got=f"{loss_nats} nats per token on example {number}: {_shown(example)}",
+            expected="a finite loss",
+            hint="lower the learning rate, or load the base in float32 or bfloat16 instead of float16",
+        )
+    pairs = zip(group.sequences[0].scored, learnt.hits, strict=True)
+    return ExampleScore(
+        loss_nats=loss_nats,
+        num_tokens=len(learnt.nats),
+        exact=None if example.form == "text" else all(hit for at, hit in pairs if at >= group.answer_start),
+        choice_correct=all(totals[0] < other for other in totals[1:]) if totals else None,
+    )
+
+
+def _shown(example: Example) -> str:
+    text = example.task_prompt or example.reference
+    return repr(text if len(text) <= 60 else text[:59] + "…")
