@@ -46,7 +46,14 @@ def load_domain(config: DomainConfig, seed: int) -> Domain:
     constrained_adapters.errors.DataError: no such data file
     ...
     """
-    parts, form, notes = _packaged(config) if _is_packaged(config) else _read(config)
+    if config.data is not None and (config.validation or config.test):
+        raise ConfigError(
+            "'validation' and 'test' have no effect beside 'data'",
+            got=f"domain {config.name!r}",
+            expected="'data' alone, which is split, or 'train' with 'validation' and 'test'",
+        )
+    packaged = config.data is not None and config.data.startswith(PACKAGED)
+    parts, form, notes = _packaged(config) if packaged else _read(config)
     for name, examples in parts.items():
         parts[name], found = drop_duplicates(examples)
         notes += [note if len(parts) == 1 else f"{name}: {note}" for note in found]
@@ -69,10 +76,6 @@ def load_domain(config: DomainConfig, seed: int) -> Domain:
     return Domain(config.name, train, validation, test, form, source, fingerprint, tuple(notes))
 
 
-def _is_packaged(config: DomainConfig) -> bool:
-    return config.data is not None and config.data.startswith(PACKAGED)
-
-
 def _packaged(config: DomainConfig) -> tuple[Parts, str, list[str]]:
     for field in ("subset", "prompt", "answer", "messages", "text", "choices"):
         if getattr(config, field) is not None:
@@ -92,12 +95,6 @@ def _packaged(config: DomainConfig) -> tuple[Parts, str, list[str]]:
 def _read(config: DomainConfig) -> tuple[Parts, str, list[str]]:
     records: Splits
     if config.data is not None:
-        if config.validation or config.test:
-            raise ConfigError(
-                "'validation' and 'test' have no effect beside 'data'",
-                got=f"domain {config.name!r}",
-                expected="'data' alone, which is split, or 'train' with 'validation' and 'test'",
-            )
         records, notes = read_source(config.data, config.subset)
     else:
         records, notes = {}, []
@@ -116,16 +113,16 @@ def _split(parts: Parts, seed: int) -> tuple[Parts, list[str]]:
     if "all" in parts:
         return split_examples(parts["all"], seed)
     parts, notes = separate_parts(parts)
-    missing = [name for name in HELD_OUT if name not in parts]
-    if missing:
-        divided, more = split_examples(parts["train"], seed, missing)
-        parts = {**parts, **divided}
-        notes += [f"{' and '.join(missing)} taken from train.", *more]
-    for name in ("train", *HELD_OUT):
-        if not parts[name]:
+    for name, examples in parts.items():
+        if not examples:
             raise DataError(
                 f"no examples are left for {name}",
                 got="; ".join(notes) or "none were given",
                 expected="at least one that does not stand in another split",
             )
+    missing = [name for name in HELD_OUT if name not in parts]
+    if missing:
+        divided, more = split_examples(parts["train"], seed, missing)
+        parts = {**parts, **divided}
+        notes += [f"{' and '.join(missing)} taken from train.", *more]
     return parts, notes

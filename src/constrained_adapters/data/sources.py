@@ -86,8 +86,13 @@ def _split_of(stem: str) -> str | None:
 
 
 def _may_be_hub_name(source: str) -> bool:
-    named = re.fullmatch(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?", source)
-    return named is not None and Path(source).suffix.lower() not in READERS
+    """Whether a name that is no path here is worth a look-up; a misspelt path is not."""
+    owner, _, name = source.rpartition("/")
+    if not re.fullmatch(r"([A-Za-z0-9][\w.\-]*/)?[A-Za-z0-9][\w.\-]*", source):
+        return False
+    if Path(name).suffix.lower() in READERS or (owner and Path(owner).exists()):
+        return False
+    return bool(owner) or (not Path(name).suffix and nearest_path(Path(name)) is None)
 
 
 def _read_hub(name: str, subset: str | None) -> tuple[Splits, list[str]]:
