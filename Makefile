@@ -35,7 +35,7 @@ static: install  ## What `make check` does besides the tests: lint, format, type
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check: static test  ## Everything that CI checks
 
