@@ -45,7 +45,7 @@ def generate_answers(
     ends = _end_tokens(model, tokenizer, examples)
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
     # Every setting that changes greedy decoding is given: the model's own defaults would fill the gaps.
-    config = GenerationConfig(  # type: ignore[no-untyped-call]
+    config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
+
 from constrained_adapters.evaluation import likelihood
 from constrained_adapters.evaluation.likelihood import TokenScores, TokenSequence, score_groups
-from peft import LoraConfig, get_peft_model
 
 VOCAB = 64
 SIZES = {
@@ -35,7 +36,13 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "gemma2": lambda: transformers.Gemma2Config(**SIZES, **MIXED),
     "gemma3_text": lambda: transformers.Gemma3TextConfig(**SIZES, **MIXED),
     "gpt2": lambda: transformers.GPT2Config(
-        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, initializer_range=0.2, bos_token_id=None, eos_token_id=2
+        vocab_size=VOCAB,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=2,
     ),
     "granite": lambda: transformers.GraniteConfig(**SIZES, logits_scaling=2.0),
     "llama": lambda: transformers.LlamaConfig(**SIZES),
@@ -46,7 +53,9 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "phi3": lambda: transformers.Phi3Config(**SIZES, **WINDOW),
     "qwen2": lambda: transformers.Qwen2Config(**SIZES, **MIXED, use_sliding_window=True),
     "qwen3": lambda: transformers.Qwen3Config(**SIZES, **MIXED, use_sliding_window=True),
-    "smollm3": lambda: transformers.SmolLM3Config(**SIZES, **MIXED, use_sliding_window=True, no_rope_layers=[1, 0]),
+    "smollm3": lambda: transformers.SmolLM3Config(
+        **SIZES, **MIXED, use_sliding_window=True, no_rope_layers=[1, 0]
+    ),
     "starcoder2": lambda: transformers.Starcoder2Config(**SIZES, **WINDOW),
 }
 
@@ -65,7 +74,7 @@ def make_groups(num_groups: int = 3, num_choices: int = 4) -> list[list[TokenSeq
     groups = []
     for _ in range(num_groups):
         prompt = shared + draw.choices(range(3, VOCAB), k=draw.randint(1, 20))
-        choices = [draw.choices(range(3, 6), k=draw.randint(0, 4)) + [2] for _ in range(num_choices)]
+        choices = [[*draw.choices(range(3, 6), k=draw.randint(0, 4)), 2] for _ in range(num_choices)]
         spans = [range(len(prompt), len(prompt) + len(choice)) for choice in choices]
         groups.append(
             [TokenSequence(prompt + choice, list(span)) for choice, span in zip(choices, spans, strict=True)]
@@ -165,7 +174,9 @@ def test_shared_tokens_are_read_once_and_few_logits_are_made(tiny_llama: Any) ->
     prompt, choices = [5] * 40, [[7, 8, 2], [7, 9, 2], [6, 2]]
     group = [TokenSequence(prompt + c, list(range(40, 40 + len(c)))) for c in choices]
     shapes = []
-    tiny_llama.model.embed_tokens.register_forward_hook(lambda _m, args, _o: shapes.append(tuple(args[0].shape)))
+    tiny_llama.model.embed_tokens.register_forward_hook(
+        lambda _m, args, _o: shapes.append(tuple(args[0].shape))
+    )
     tiny_llama.lm_head.register_forward_hook(lambda _m, args, _o: shapes.append(tuple(args[0].shape)))
     score_groups(tiny_llama, [group], max_groups=1)
     # Read: the prompt, 7, 7 8, 7 9, 6. Predicting: the prompt's last token and those four.
@@ -185,4 +196,7 @@ def test_modes_and_gradients_are_left_alone(tiny_llama: Any) -> None:
 def test_nothing_to_score(masks: dict[str, Any], tiny_llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(likelihood, "MASKS", masks)
     assert score_groups(tiny_llama, [], max_groups=1) == []
-    assert score_groups(tiny_llama, [[], [TokenSequence([3, 4], [])]], max_groups=1) == [[], [TokenScores([], [])]]
+    assert score_groups(tiny_llama, [[], [TokenSequence([3, 4], [])]], max_groups=1) == [
+        [],
+        [TokenScores([], [])],
+    ]

@@ -6,10 +6,11 @@ import copy
 import math
 
 import pytest
-from constrained_adapters.errors import UsageError
-from constrained_adapters.evaluation import matrix
 from hypothesis import given
 from hypothesis import strategies as st
+
+from constrained_adapters.errors import UsageError
+from constrained_adapters.evaluation import matrix
 
 # Three domains; row 0 is the base.
 R = [

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+
 from constrained_adapters.evaluation.summary import summarise
 
 EXACT = [[0.0, 0.0], [0.8, 0.1], [0.6, 0.9]]
@@ -38,7 +39,9 @@ def test_what_does_not_exist_is_left_out() -> None:
 
 def test_result_is_json() -> None:
     endless = {"loss": [[1.0, 1.0], [0.0, 1.0], [1.0, 1.0]]}
-    assert json.loads(json.dumps(summarise(endless, [1e9, 0.0]), allow_nan=False)) == {"general_perplexity": 1.0}
+    assert json.loads(json.dumps(summarise(endless, [1e9, 0.0]), allow_nan=False)) == {
+        "general_perplexity": 1.0
+    }
 
 
 def test_needs_no_torch() -> None:
