@@ -85,6 +85,11 @@ def test_what_a_public_function_raises_is_in_its_docstring(path):
             assert not {name for name in raised(node) if name not in section}, node.name
 
 
+def test_every_folder_of_sources_is_a_package():
+    """Without ``__init__.py`` a room works by accident, and the check of the layers passes it over."""
+    assert {path.parent for path in SOURCES} <= {path.parent for path in SOURCES if path.stem == "__init__"}
+
+
 def test_every_import_is_declared():
     assert imported() <= declared("data", "quant", "trl")
 
