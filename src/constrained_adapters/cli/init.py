@@ -20,15 +20,20 @@ def init(
 
     Without --domain it is a demo: three packaged domains, minutes on a CPU.
     """
-    from constrained_adapters.errors import ConfigError
     from constrained_adapters.workspace import atomic_write_text
     from constrained_adapters.yaml_template import template
 
-    if file.exists() and not force:
-        raise ConfigError("the file is there already", got=str(file), hint="another name, or --force")
+    _check_free(file, force)
     domains = _domains(domain, file.parent) if domain else None
     atomic_write_text(file, template(domains, _relative(base, file.parent), file=str(file)))
     typer.echo(f"Wrote {file}. Next: crma run {file}")
+
+
+def _check_free(file: Path, force: bool) -> None:
+    from constrained_adapters.errors import ConfigError
+
+    if file.exists() and not force:
+        raise ConfigError("the file is there already", got=str(file), hint="another name, or --force")
 
 
 def _domains(pairs: list[str], folder: Path) -> dict[str, str]:

@@ -16,7 +16,7 @@ def load_run(path: Path) -> tuple[RunResult, Path]:
     Raises:
         WorkspaceError: No results there yet, or they are damaged or of another version.
     """
-    file = path / "results.json" if path.is_dir() else path
+    file = path if path.suffix == ".json" else path / "results.json"
     try:
         return load_results(file), file.parent
     except FileNotFoundError:

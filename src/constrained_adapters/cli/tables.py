@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from constrained_adapters.report.numbers import ratio
 from constrained_adapters.results import MethodResult, RunResult
 
 BEST = " *"
+GAP = 2  # one of padding, one that the box draws between columns
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,9 @@ class _Column:
 
     @property
     def width(self) -> int:
-        """Cells it takes, mark and padding included."""
-        words = self.heading.split()
-        return max(*(cell_len(w) for w in words), *(cell_len(c.text) + len(BEST) for c in self.cells)) + 2
+        """Terminal cells that the widest entry or word takes, its mark included."""
+        entries = [*self.heading.split(), *(each.text + BEST for each in self.cells)]
+        return max(cell_len(entry) for entry in entries)
 
 
 def print_result(result: RunResult, console: Console | None = None) -> None:
@@ -74,16 +76,17 @@ def _final(method: MethodResult, domain: str) -> float | None:
 
 
 def _print_table(console: Console, names: Sequence[str], columns: Sequence[_Column]) -> None:
-    first = max(cell_len(name) for name in ["method", *names]) + 2
+    first = max(cell_len(name) for name in ["method", *names])
     rest = list(columns)
     while rest:
         taken, width = [rest.pop(0)], first
-        while rest and width + sum(c.width for c in taken) + rest[0].width <= console.width:
+        while rest and width + sum(c.width + GAP for c in [*taken, rest[0]]) <= console.width:
             taken.append(rest.pop(0))
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
         table.add_column("method", no_wrap=True)
         for column in taken:
-            table.add_column(Text(column.heading), justify="right")
+            heading = textwrap.fill(column.heading, column.width, break_long_words=False)
+            table.add_column(Text(heading), justify="right", no_wrap=True, vertical="bottom")
         for index, name in enumerate(names):
             table.add_row(Text(name), *(_shown(column.cells[index]) for column in taken))
         console.print(table)
