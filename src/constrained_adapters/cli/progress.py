@@ -87,7 +87,9 @@ class BarObserver(LineObserver):
 
     def stage(self, method: str, domain: str | None, text: str) -> None:
         """A method turns to something else."""
-        self._progress.reset(self._now, total=None, description=f"{_place(method, domain)}: {text}")
+        # A new bar, since one that has a total cannot lose it again.
+        self._progress.remove_task(self._now)
+        self._now = self._progress.add_task(f"{_place(method, domain)}: {text}", total=None)
         if domain in self._domains:
             self._advance(method, self._domains.index(domain))
 
@@ -122,14 +124,16 @@ def show_progress(*, quiet: bool = False) -> Iterator[LineObserver]:
         return
     columns = [
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     ]
     # Scoring stands between the steps: the estimate looks back far enough to see both.
-    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as progress:
+    with Progress(
+        *columns, console=Console(stderr=True), speed_estimate_period=600, transient=True
+    ) as progress:
         yield BarObserver(progress)
 
 

@@ -63,12 +63,13 @@ def test_a_terminal_gets_bars_that_know_where_a_stopped_run_goes_on(clock):
     with Progress(console=Console(file=screen, force_terminal=True, width=80)) as bars:
         observer = BarObserver(bars)
         act(observer, clock)
-        now, whole = bars.tasks
+        whole, now = bars.tasks
         assert (now.completed, now.total) == (4, 4)
         assert now.description == "crma · law  loss 0.625"
         assert (whole.completed, whole.total) == (1, 4)
         observer.stage("lora", "数学", "training")  # its first domain stands from an earlier call
         assert whole.completed == 2
+        assert (bars.tasks[1].description, bars.tasks[1].total) == ("lora · 数学: training", None)
         observer.row("lora", 2, {})
         assert whole.completed == 3
         observer.stage("lora", "law", "scoring")  # never backwards
