@@ -127,5 +127,5 @@ def _signatures(grams: Sequence[Grams]) -> Iterator[MinHash]:
             num_perm=_BANDS * _ROWS, seed=1, hashfunc=int, permutations=permutations, scheme="affine32"
         )
         permutations = signature.permutations
-        signature.update_batch(gram)
+        signature.update_batch(gram.tolist())
         yield signature
