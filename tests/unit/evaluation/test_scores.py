@@ -191,6 +191,15 @@ def test_order_and_batch_size_change_nothing(tiny_llama: Any, tiny_tokenizer: An
     assert [item.choice_correct for item in found] == [item.choice_correct for item in backwards]
 
 
+def test_another_template_is_not_taken_from_the_cache(tiny_llama: Any, tiny_tokenizer: Any) -> None:
+    (before,) = score(tiny_llama, tiny_tokenizer, COMPLETIONS[:1])
+    tiny_tokenizer.chat_template = tiny_tokenizer.chat_template.replace("<|im_end|>' + ", "<|im_end|> ' + ")
+    (after,) = score(tiny_llama, tiny_tokenizer, COMPLETIONS[:1])
+    assert after.loss_nats != before.loss_nats
+    (shorter,) = score(tiny_llama, tiny_tokenizer, COMPLETIONS[:1], max_length=20)
+    assert shorter.loss_nats != after.loss_nats
+
+
 def test_long_examples_are_cut(tiny_llama: Any, tiny_tokenizer: Any) -> None:
     long = Example(prompt="a long story " * 50, answer="fever", choices=CHOICES)
     cut = encode_example(long, tiny_tokenizer, 64)
