@@ -117,7 +117,7 @@ def _split(parts: Parts, seed: int) -> tuple[Parts, list[str]]:
         if not examples:
             raise DataError(
                 f"no examples are left for {name}",
-                got="; ".join(notes) or "none were given",
+                got="; ".join(notes) or f"{name} had none from the start",
                 expected="at least one that does not stand in another split",
             )
     missing = [name for name in HELD_OUT if name not in parts]
