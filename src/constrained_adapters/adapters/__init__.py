@@ -1,1 +1,1 @@
-"""What is trained? The adapter of a domain: plain LoRA layers of PEFT, described, started, read and written."""
+"""What is trained? The adapter of a domain: plain LoRA layers of PEFT, described, started and listed."""
