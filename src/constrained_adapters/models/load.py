@@ -111,7 +111,7 @@ def _check_quantization(quantization: str, device: torch.device) -> None:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
-        raise MissingExtraError.of("bitsandbytes", "quantized", "to load a base in 4 or 8 bits") from None
+        raise MissingExtraError.of("bitsandbytes", "quant", "to load a base in 4 or 8 bits") from None
 
 
 def _find_source(name: str, progress: Progress | None) -> Path | str:

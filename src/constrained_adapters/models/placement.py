@@ -73,7 +73,8 @@ def choose_dtype(asked: str, device: torch.device, num_parameters: int) -> tuple
 
 
 def _bfloat16_instructions() -> str:
-    found = torch.cpu.get_capabilities()
+    ask = getattr(torch.cpu, "get_capabilities", None)  # older releases of torch have no such question
+    found = ask() if ask is not None else {}
     return next((name for name in ("amx_bf16", "avx512_bf16", "sve_bf16") if found.get(name)), "")
 
 

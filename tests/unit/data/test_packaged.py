@@ -247,7 +247,7 @@ def test_frozen_docstrings_are_whole() -> None:
 def test_real_domain(name: str) -> None:
     asset = PACKAGED[name].asset
     if asset is not None and not (cache_path() / "assets" / f"{asset}-{ASSETS[asset].version}").is_dir():
-        pytest.skip(f"{asset} is not in the cache; fetch_assets() puts it there")
+        pytest.skip(f"{asset} is not in the cache; `crma assets` puts it there")
     splits = load_packaged(name)
     assert list(splits) == ["train", "validation", "test"]
     assert len(splits["train"]) >= 1000 and len(splits["validation"]) >= 195 and len(splits["test"]) == 200
