@@ -78,6 +78,12 @@ def generate_answers(
     return answers
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids that stand for no text, such as the end of a turn."""
+    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset(added.union(tokenizer.all_special_ids))
+
+
 def _prompt_ids(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[int]:
     if example.form != "text":
         return encode_prompt(example, tokenizer, max_length)
@@ -91,7 +97,7 @@ def _end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, examples: Sequen
     ends = {own} if isinstance(own, int) else set(own or ())
     if tokenizer.eos_token_id is not None:
         ends.add(tokenizer.eos_token_id)
-    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = special_tokens(tokenizer)
     for example in examples:
         if example.form != "text":
             ends.update(special.intersection(encode_answer(example, tokenizer, example.reference)[-1:]))

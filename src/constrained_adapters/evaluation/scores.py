@@ -7,6 +7,7 @@ Prompt, answer and choices of an example go through the model together, see
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from constrained_adapters.data.examples import Example
 from constrained_adapters.data.tokens import IGNORED, encode_answer, encode_example, encode_prompt
 from constrained_adapters.errors import DataError, TrainingError
 from constrained_adapters.evaluation.likelihood import TokenScores, TokenSequence, score_groups
+from constrained_adapters.evaluation.samples import special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,12 +61,14 @@ def score_examples(
     its positions the likeliest token, given the reference so far, is the reference's next token. Two
     tokens of equal likelihood, which happen in 16 bit, may fall either way in either procedure.
 
-    *Choice*: the choice with the highest log-likelihood, **summed** over its tokens and not divided by
-    their number. Each choice ends with the end-of-turn token, so choices are whole, mutually exclusive
-    answers and the sum is the log of their probability: the pick is what the model would most
-    probably say among them, and does not depend on how a tokenizer cuts words. (A mean per token
-    favours long choices whose ends follow from their beginnings.) A tie with another choice is wrong:
-    a model that cannot tell two answers apart does not know the right one.
+    *Choice*: the choice with the highest log-likelihood, **summed** over the tokens of its text: the
+    log of the probability that what the model says starts with that choice. It is not divided by the
+    number of tokens (a mean favours long choices whose ends follow from their beginnings), and the end-
+    of-turn token is left out: whether a model stops there is format, which exact match measures, not
+    knowledge (on 40 items of the packaged programming domain, the packaged model before training picks
+    .18 right without the end and .03 with it, chance is .04). Where one choice begins with another, the
+    shorter would always win; the end tokens then count for every choice of that example. A tie with
+    another choice is wrong: a model that cannot tell two answers apart does not know the right one.
 
     Args:
         model: A causal language model, adapters included; its modes and gradients are left as they are.
@@ -128,8 +132,8 @@ class _Group:
     """One example as token sequences: itself as it is trained, the reference, every other choice."""
 
     sequences: list[TokenSequence]
-    """The reference stands twice where there are choices: itself all that is learnt, cut to the longest
-    length; then the whole answer alone, as every choice. In the tree that costs nothing."""
+    """The reference stands twice where there are choices: first with all that is learnt, cut to the
+    longest length; then as one of the choices. In the tree that costs nothing."""
     answer_start: int
     """Index of the (last) answer's first token in the reference."""
     is_choice: bool = True
@@ -151,8 +155,22 @@ def _encode(example: Example, tokenizer: PreTrainedTokenizerBase, _template: str
     reference = encode_answer(example, tokenizer, example.reference)
     choices = [encode_answer(example, tokenizer, choice) for choice in dict.fromkeys(example.choices)]
     others = [choice for choice in choices if choice != reference]
-    sequences = [_continuation(prompt, answer) for answer in (reference, *others)]
+    compared = _without_ends([reference, *others], special_tokens(tokenizer))
+    sequences = [_continuation(prompt, answer) for answer in compared]
     return _Group([learnt, *sequences], len(prompt), is_choice=reference in choices)
+
+
+def _without_ends(answers: list[list[int]], special: frozenset[int]) -> list[list[int]]:
+    """Drop the special tokens that answers end with, unless one would then begin with another."""
+    texts = [answer[: _text_length(answer, special)] for answer in answers]
+    # Sorted, a list stands right before one that begins with it, or before another such one.
+    ordered = sorted(texts)
+    clash = any(after[: len(before)] == before for before, after in itertools.pairwise(ordered))
+    return answers if clash else texts
+
+
+def _text_length(answer: list[int], special: frozenset[int]) -> int:
+    return next((end for end in range(len(answer), 0, -1) if answer[end - 1] not in special), 0)
 
 
 def _check(example: Example, group: _Group, number: int) -> None:

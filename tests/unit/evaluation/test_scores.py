@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from constrained_adapters.data.examples import Example, Message
 from constrained_adapters.data.tokens import collate, encode_answer, encode_example, encode_prompt
@@ -131,7 +132,7 @@ def test_choice_is_the_highest_sum(tiny_llama: Any, tiny_tokenizer: Any) -> None
     found = score(tiny_llama, tiny_tokenizer, examples)
     for example, item in zip(examples, found, strict=True):
         prompt = encode_prompt(example, tiny_tokenizer, 256)
-        nats = {c: plain_nats(tiny_llama, prompt, encode_answer(example, tiny_tokenizer, c)) for c in CHOICES}
+        nats = {c: plain_nats(tiny_llama, prompt, tiny_tokenizer(c).input_ids) for c in CHOICES}
         assert item.choice_correct == (min(nats, key=lambda choice: nats[choice]) == example.answer)
     # One right choice per question.
     assert sum(bool(item.choice_correct) for item in found) == len(COMPLETIONS)
@@ -140,6 +141,15 @@ def test_choice_is_the_highest_sum(tiny_llama: Any, tiny_tokenizer: Any) -> None
 def test_choices_after_training_and_without_any(knowing_llama: Any, tiny_tokenizer: Any) -> None:
     correct = [item.choice_correct for item in score(knowing_llama, tiny_tokenizer, [*COMPLETIONS, TEXT])]
     assert correct == [True, True, True, None, None]
+
+
+def test_where_a_choice_begins_with_another_the_end_decides(tiny_llama: Any, tiny_tokenizer: Any) -> None:
+    choices = ("ab", "abc", "x")
+    learnt = Example(prompt="letters?", answer="abc", choices=choices)
+    train(tiny_llama, tiny_tokenizer, [learnt])
+    other = Example(prompt="letters?", answer="ab", choices=choices)
+    found = score(tiny_llama, tiny_tokenizer, [learnt, other])
+    assert [item.choice_correct for item in found] == [True, False]
 
 
 def test_a_tie_is_wrong(tiny_llama: Any, tiny_tokenizer: Any) -> None:
@@ -232,6 +242,15 @@ def test_generated_answers(batch_size: int, knowing_llama: Any, tiny_tokenizer: 
     assert written == [example.answer for example in COMPLETIONS]
     cut = generate_answers(knowing_llama, tiny_tokenizer, COMPLETIONS[:1], max_new_tokens=3, batch_size=1)
     assert cut == ["fev"]
+
+
+def test_generation_and_scores_through_an_adapter(knowing_llama: Any, tiny_tokenizer: Any) -> None:
+    expected = score(knowing_llama, tiny_tokenizer, COMPLETIONS)
+    adapted = get_peft_model(knowing_llama, LoraConfig(r=2, target_modules=["q_proj"]))
+    written = generate_answers(adapted, tiny_tokenizer, COMPLETIONS, max_new_tokens=20, batch_size=4)
+    assert written == [example.answer for example in COMPLETIONS]
+    # B starts at zero: an untrained adapter changes nothing.
+    assert score(adapted, tiny_tokenizer, COMPLETIONS) == expected
 
 
 def test_a_text_is_continued(tiny_llama: Any, tiny_tokenizer: Any) -> None:
