@@ -7,7 +7,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; d
 # Two torch processes of two threads each are many times slower than one thread each; no test may reach a hub.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
-.PHONY: help install demo test test-all static check docs bench lock clean
+.PHONY: help install demo test test-all static check docs lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Print this list

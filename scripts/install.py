@@ -2,7 +2,7 @@
 
 ``make`` calls this before every target, with the first Python of at least 3.11 that it finds. It needs
 only the standard library. A stamp in the environment holds a digest of what was installed from, so that
-a changed ``pyproject.toml`` or ``constraints.txt`` installs again; a lock keeps two calls apart.
+changed requirements or a changed ``constraints.txt`` install again; a lock keeps two calls apart.
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import importlib.util
+import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / ".installed"
-SOURCES = (ROOT / "pyproject.toml", ROOT / "constraints.txt")
 EXTRAS = "dev,docs"
 
 
 def digest() -> str:
-    """Return what the stamp must say: the sources' content, and the place, which a venv cannot leave."""
-    state = hashlib.sha256(str(ROOT).encode())
-    for source in SOURCES:
-        state.update(source.read_bytes())
-    return state.hexdigest()
+    """Return what the stamp must say: what is installed, with which versions, and the place of the venv."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packaging = json.dumps([settings["project"], settings["build-system"], EXTRAS])
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    return hashlib.sha256("\n".join([str(ROOT), packaging, pins]).encode()).hexdigest()
 
 
 def environment_works() -> bool:
