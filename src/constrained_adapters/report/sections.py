@@ -1,0 +1,277 @@
+"""One method's part of the page: what the template shows, ready to be written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from constrained_adapters.report.changes import Piece, changed_words, language_tag, same_answer
+from constrained_adapters.report.charts import Chart, Drawing, Line, sequence_chart, timeline_chart
+from constrained_adapters.report.heatmap import HeatMap, heat_maps
+from constrained_adapters.report.measures import cell, drift_percent, is_reference, perplexities
+from constrained_adapters.report.numbers import MISSING, decimal, finite, percent, seconds, size
+from constrained_adapters.results import MethodResult, Sample
+
+BASE_NAMES = frozenset({"base", "general"})
+"""Names under which the memory of the base's own knowledge predicts its increase."""
+
+CURVES = {
+    "loss": ("Training loss", "nats per answer token"),
+    "removed_ratio": ("Removed gradient", "% of its norm"),
+    "conflict": ("Conflict with the memories", "cosine; below 0 the step would hurt"),
+}
+"""Curves that every reader wants, in this order; all others go into a folded box."""
+
+
+@dataclass(frozen=True)
+class SampleView:
+    """One test prompt with its three answers."""
+
+    domain: str
+    prompt: str
+    reference: str
+    base: str
+    learned: str
+    final: list[Piece]
+    unchanged: bool
+    right: tuple[bool, bool, bool]
+    language: str | None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A predicted and a measured loss increase of one finished domain, in nats."""
+
+    trained: str
+    finished: str
+    predicted: str
+    measured: str
+    factor: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """Everything about one method."""
+
+    anchor: str
+    name: str
+    recipe: str
+    reference: bool
+    index: int
+    domains: list[str]
+    heat: list[HeatMap]
+    over_sequence: list[Drawing]
+    while_training: list[Drawing]
+    more_curves: list[Drawing]
+    predictions: list[Prediction]
+    samples: list[SampleView]
+    more_samples: list[SampleView]
+    data_rows: list[list[str]]
+
+
+def section(index: int, method: MethodResult, methods: Sequence[MethodResult]) -> Section:
+    """Build the part of the method at ``index`` of the run."""
+    anchor = f"method-{index + 1}"
+    first, rest = _samples(method)
+    return Section(
+        anchor=anchor,
+        name=method.name,
+        recipe=method.recipe,
+        reference=is_reference(method),
+        index=index,
+        domains=method.domains,
+        heat=heat_maps(method, methods),
+        over_sequence=_over_sequence(anchor, method, methods),
+        while_training=_present(_timeline(anchor, method, key) for key in CURVES),
+        more_curves=_present(_timeline(anchor, method, key) for key in _other_curves(method)),
+        predictions=_predictions(method),
+        samples=first,
+        more_samples=rest,
+        data_rows=_data_rows(method),
+    )
+
+
+def _over_sequence(anchor: str, method: MethodResult, methods: Sequence[MethodResult]) -> list[Drawing]:
+    num = len(method.domains)
+    same = "; same scale for all methods" if len(methods) > 1 else ""
+    charts: list[Drawing | None] = []
+    if num > 1:  # with one domain the only point is a zero by definition
+        charts.append(
+            sequence_chart(
+                Chart(
+                    f"{anchor}-drift",
+                    "Drift",
+                    f"% loss since learned; lower is better{same}",
+                    _signed_percent,
+                    zero_line=True,
+                    limits=_shared_limits(
+                        [y for each in methods for line in _drifts(each) for y in line.ys], 2.0
+                    ),
+                ),
+                _drifts(method),
+                method.domains,
+                base=False,
+            )
+        )
+    for metric, title in (("exact_match", "Exact match"), ("choice_accuracy", "Choice accuracy")):
+        matrix = method.matrices.get(metric, [])
+        lines = [
+            _line(name, j, [(float(i), _times_100(cell(matrix, i, j))) for i in range(num + 1)])
+            for j, name in enumerate(method.domains)
+        ]
+        chart = Chart(
+            f"{anchor}-{metric.replace('_', '-')}", title, "%; higher is better", percent, limits=(-3, 103)
+        )
+        charts.append(sequence_chart(chart, lines, method.domains, base=True))
+    general = [(float(i), value) for i, value in enumerate(perplexities(method))]
+    levels = [value for each in methods for value in perplexities(each) if value is not None]
+    limits = _shared_limits(levels, 0.1 * min(levels, default=1.0))
+    chart = Chart(f"{anchor}-general", "General text", f"perplexity; lower is better{same}", limits=limits)
+    charts.append(
+        sequence_chart(
+            chart, [replace(_line("general text", 7, general), marker="o")], method.domains, base=True
+        )
+    )
+    return _present(charts)
+
+
+def _drifts(method: MethodResult) -> list[Line]:
+    """Each domain's drift from when it was learned (0 by definition) to the end."""
+    losses, num = method.matrices.get("loss", []), len(method.domains)
+    return [
+        _line(name, j, [(float(i), drift_percent(losses, i, j)) for i in range(j + 1, num + 1)])
+        for j, name in enumerate(method.domains)
+    ]
+
+
+def _shared_limits(values: Sequence[float], least_span: float) -> tuple[float, float] | None:
+    """One vertical scale for the same chart of every method, too wide for noise to look like a trend."""
+    if not values:
+        return None
+    low, high = min(values), max(values)
+    pad = max(0.06 * (high - low), (least_span - (high - low)) / 2)
+    return low - pad, high + pad
+
+
+def _timeline(anchor: str, method: MethodResult, key: str) -> Drawing | None:
+    """One quantity over all steps: the domains' curves laid end to end."""
+    lines, ends, start = [], [], 0.0
+    factor = 100.0 if key == "removed_ratio" else 1.0
+    for j, record in enumerate(method.records):
+        curve = record.curves.get(key)
+        if curve is not None:
+            pairs = zip(curve.steps, curve.values, strict=False)
+            lines.append(_line(record.name, j, [(start + step, finite(factor * y)) for step, y in pairs]))
+        start += max((max(c.steps, default=0) for c in record.curves.values()), default=0)
+        ends.append(start)
+    title, unit = CURVES.get(key, (key.replace("_", " ").capitalize(), ""))
+    keys = sorted({name for each in method.records for name in each.curves})
+    if key not in keys or start == 0:
+        return None
+    chart = Chart(f"{anchor}-curve-{keys.index(key)}", title, unit, _short, zero_line=key == "conflict")
+    return timeline_chart(chart, lines, ends)
+
+
+def _other_curves(method: MethodResult) -> list[str]:
+    return sorted({key for record in method.records for key in record.curves} - set(CURVES))
+
+
+def _predictions(method: MethodResult) -> list[Prediction]:
+    rows = []
+    losses = method.matrices.get("loss", [])
+    for i, record in enumerate(method.records):
+        for finished, predicted in record.predicted_increase_nats.items():
+            if finished in method.domains:
+                j = method.domains.index(finished)
+                before, after = cell(losses, i, j), cell(losses, i + 1, j)
+            elif finished in BASE_NAMES and len(method.general_nats) > i + 1:
+                before, after = finite(method.general_nats[i]), finite(method.general_nats[i + 1])
+            else:
+                before = after = None
+            measured = None if before is None or after is None else after - before
+            rows.append(
+                Prediction(
+                    record.name,
+                    finished,
+                    decimal(predicted, 4, sign=True),
+                    decimal(measured, 4, sign=True),
+                    _factor(finite(predicted), measured),
+                )
+            )
+    return rows
+
+
+def _factor(predicted: float | None, measured: float | None) -> str:
+    """Predicted over measured; a ratio says something only where both rise."""
+    if predicted is None or measured is None or predicted <= 0 or measured <= 0:
+        return MISSING
+    return f"× {decimal(predicted / measured)}"
+
+
+def _samples(method: MethodResult) -> tuple[list[SampleView], list[SampleView]]:
+    """The first sample of each domain, and all others."""
+    first: list[SampleView] = []
+    rest: list[SampleView] = []
+    seen: set[str] = set()
+    for sample in method.samples:
+        (rest if sample.domain in seen else first).append(_sample(sample))
+        seen.add(sample.domain)
+    return first, rest
+
+
+def _sample(sample: Sample) -> SampleView:
+
+    def right(answer: str) -> bool:
+        return bool(answer.strip()) and same_answer(answer, sample.reference)
+
+    return SampleView(
+        domain=sample.domain,
+        prompt=sample.prompt,
+        reference=sample.reference,
+        base=sample.base,
+        learned=sample.learned,
+        final=changed_words(sample.learned, sample.final),
+        unchanged=sample.learned == sample.final,
+        right=(right(sample.base), right(sample.learned), right(sample.final)),
+        language=language_tag(sample.prompt + sample.reference),
+    )
+
+
+def _data_rows(method: MethodResult) -> list[list[str]]:
+    return [
+        [
+            record.name,
+            f"{record.num_train:,}",
+            f"{record.num_validation:,}",
+            f"{record.num_test:,}",
+            seconds(record.train_seconds),
+            seconds(record.memory_seconds),
+            seconds(record.eval_seconds),
+            size(record.adapter_bytes),
+            size(record.memory_bytes),
+            record.data_fingerprint[:12],
+        ]
+        for record in method.records
+    ]
+
+
+def _line(label: str, index: int, points: Sequence[tuple[float, float | None]]) -> Line:
+    present = [(x, y) for x, y in points if y is not None]
+    return Line(label, index, [x for x, _ in present], [y for _, y in present])
+
+
+def _present(drawings: Iterable[Drawing | None]) -> list[Drawing]:
+    return [drawing for drawing in drawings if drawing is not None]
+
+
+def _times_100(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def _signed_percent(value: float | None) -> str:
+    return percent(value, sign=True)
+
+
+def _short(value: float | None) -> str:
+    """Three significant digits, for quantities of any size such as learning rates."""
+    return MISSING if value is None else f"{value:.3g}".replace("-", "\u2212")

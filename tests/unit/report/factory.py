@@ -1,0 +1,184 @@
+"""Made-up but realistic results, deterministic, for the tests of the report."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from constrained_adapters.results import Curve, DomainRecord, Matrix, MethodResult, RunResult, Sample
+
+DOMAINS = ["medicine", "数学", "Право"]
+ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'too'"
+
+# Per method: share forgotten per later domain, exact match learned, seconds per domain.
+CHARACTERS = {
+    "crma": (0.015, 0.82, 48.0),
+    "lora": (0.28, 0.84, 41.0),
+    "ewc": (0.12, 0.71, 66.0),
+    "replay": (0.05, 0.83, 52.0),
+    "joint": (0.0, 0.86, 55.0),
+}
+# Per domain: prompt, reference, and the answers of the base, after learning and at the end.
+PROMPTS = {
+    "medicine": (
+        "Diagnosis: acute bronchitis due to mycoplasma. Which kind of disorder is it?",
+        "respiratory system",
+        "It is a kind of cold.",
+        "respiratory system",
+        "respiratory or digestive system",
+    ),
+    "数学": (
+        "已知二次方程 x² − 5x + 6 = 0，求它的两个根。",
+        "x = 2 或 x = 3",
+        "我不知道。",
+        "x = 2 或 x = 3",
+        "x = 2 或 x = 4",
+    ),
+    "Право": (
+        "К какой отрасли права относится договор аренды?",
+        "гражданское право",
+        "Аренда — это",
+        "гражданское право",
+        "гражданское право",
+    ),
+}
+
+
+def make_result(
+    methods: Sequence[str] = ("crma", "lora"),
+    domains: Sequence[str] = DOMAINS,
+    *,
+    num_steps: int = 30,
+    **changes: Any,
+) -> RunResult:
+    """Return a run of ``methods`` (keys of CHARACTERS, or any name) over ``domains``."""
+    fields: dict[str, Any] = {
+        "title": "Three domains, one small model",
+        "created": "2026-11-21T18:30:00Z",
+        "base": {"model": "embedded", "architecture": "LlamaForCausalLM", "num_parameters": 134_515_008},
+        "environment": {"python": "3.11.2", "torch": "2.13.0", "device": "cpu", "num_threads": 2},
+        "settings": {
+            "seed": 0,
+            "adapter": {"rank": 16, "layers": "auto"},
+            "domains": [{"name": d} for d in domains],
+        },
+        "methods": [make_method(name, domains, num_steps=num_steps) for name in methods],
+        "ledger": [
+            {
+                "at": f"2026-11-21T18:3{i % 10}:00Z",
+                "event": "domain_finished",
+                "domain": name,
+                "metrics": {"loss": 0.41},
+            }
+            for i, name in enumerate(domains)
+        ],
+    }
+    return RunResult(**(fields | changes))
+
+
+def make_method(name: str, domains: Sequence[str] = DOMAINS, *, num_steps: int = 30) -> MethodResult:
+    """Return one method whose numbers fit together."""
+    rng = random.Random(f"{name}:{len(domains)}")
+    forgets, learns, spent = CHARACTERS.get(
+        name, (rng.uniform(0.02, 0.5), rng.uniform(0.55, 0.85), rng.uniform(30, 90))
+    )
+    num = len(domains)
+    loss: Matrix = [[0.0] * num for _ in range(num + 1)]
+    exact: Matrix = [[0.0] * num for _ in range(num + 1)]
+    choice: Matrix = [[0.0] * num for _ in range(num + 1)]
+    for j in range(num):
+        base, learned, skill = 2.2 + 0.5 * (j % 3), 0.42 + 0.11 * (j % 3), learns - 0.06 * (j % 3)
+        for i in range(num + 1):
+            since = i - j - 1
+            if since < 0:
+                loss[i][j], exact[i][j] = base - 0.08 * i, 0.0 + 0.01 * i
+                choice[i][j] = 0.21 + 0.02 * i
+            else:
+                loss[i][j] = learned * (1 + forgets * since + rng.uniform(-0.01, 0.01) * (since > 0))
+                exact[i][j] = max(0.0, skill * (1 - 0.8 * forgets) ** since)
+                choice[i][j] = min(1.0, 0.1 + 0.9 * skill * (1 - 0.5 * forgets) ** since)
+    general = [math.log(12.03) + i * forgets * 0.35 for i in range(num + 1)]
+    return MethodResult(
+        name=name,
+        recipe=name,
+        settings={
+            "learning_rate": 1e-3,
+            "constraint": {"type": "fisher", "strength": 0.8} if name == "crma" else None,
+        },
+        domains=list(domains),
+        matrices={"loss": loss, "exact_match": exact, "choice_accuracy": choice},
+        general_nats=list(general),
+        summary=_summary(name, loss, exact, choice, general, spent),
+        records=[_record(name, j, domains, rng, num_steps, spent, forgets) for j in range(num)],
+        samples=[_sample(d) for d in domains] + [_sample(domains[0])],
+    )
+
+
+def _summary(name: str, loss: Any, exact: Any, choice: Any, general: Any, spent: float) -> dict[str, float]:
+    num = len(loss[0])
+    past = range(num - 1)
+    summary = {
+        "accuracy": sum(exact[num]) / num,
+        "choice_accuracy": sum(choice[num]) / num,
+        "learned": sum(exact[j + 1][j] for j in range(num)) / num,
+        "general_perplexity_base": math.exp(general[0]),
+        "general_perplexity": math.exp(general[-1]),
+        "train_seconds": spent * num,
+        "memory_seconds": 2.4 * num if name == "crma" else 0.0,
+        "eval_seconds": 9.0 * num,
+        "step_seconds": spent / 30,
+        "bytes_per_domain": 4.4e6 if name == "crma" else 1.8e6,
+        "peak_memory_bytes": 1.9e9,
+        "keeps_old_data": float(name in {"replay", "joint"}),
+    }
+    if num > 1:
+        summary["drift_percent"] = sum(100 * (loss[num][j] / loss[j + 1][j] - 1) for j in past) / (num - 1)
+        summary["backward_transfer"] = sum(exact[num][j] - exact[j + 1][j] for j in past) / (num - 1)
+        summary["forgetting"] = sum(max(r[j] for r in exact) - exact[num][j] for j in past) / (num - 1)
+    return summary
+
+
+def _record(
+    name: str,
+    j: int,
+    domains: Sequence[str],
+    rng: random.Random,
+    num_steps: int,
+    spent: float,
+    forgets: float,
+) -> DomainRecord:
+    steps = list(range(1, num_steps + 1))
+    curves = {
+        "loss": [0.4 + 2.2 * math.exp(-6 * s / num_steps) + rng.gauss(0, 0.07) for s in steps],
+        "learning_rate": [1e-3 * 0.5 * (1 + math.cos(math.pi * s / num_steps)) for s in steps],
+        "grad_norm": [1.0 + rng.random() for _ in steps],
+    }
+    if name == "crma":
+        curves["removed_ratio"] = [0.1 + 0.08 * j + 0.03 * rng.random() for _ in steps]
+        curves["conflict"] = [-0.05 - 0.02 * j + rng.gauss(0, 0.03) for _ in steps]
+    return DomainRecord(
+        name=domains[j],
+        num_train=1000,
+        num_validation=100,
+        num_test=200,
+        data_fingerprint=f"{j:02d}9fc1e4aa5be0c7" * 4,
+        train_seconds=spent,
+        memory_seconds=2.4,
+        eval_seconds=9.0,
+        adapter_bytes=1_800_000,
+        memory_bytes=2_600_000 if name == "crma" else 0,
+        curves={key: Curve(steps=steps, values=values) for key, values in curves.items()},
+        constraint={"removed_ratio": 0.12} if name == "crma" else {},
+        predicted_increase_nats={"base": 0.006, **dict.fromkeys(domains[:j], 0.42 * forgets * 1.3)}
+        if name == "crma"
+        else {},
+    )
+
+
+def _sample(domain: str) -> Sample:
+    prompt, reference, base, learned, final = PROMPTS.get(
+        domain, (f"What is {domain}?", "an answer", "no idea", "an answer", "an other answer")
+    )
+    return Sample(domain=domain, prompt=prompt, reference=reference, base=base, learned=learned, final=final)
