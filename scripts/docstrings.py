@@ -1,7 +1,8 @@
 """A griffe extension for the documentation: plain-text habits of our docstrings, turned into Markdown.
 
 Doctests become fenced code (Markdown would read their output as prose and links), roles such as
-``:func:`name``` become code, and ``::`` before a literal block becomes a colon.
+``:func:`name``` become code, and ``::`` before a literal block becomes a colon. What a room's ``__init__``
+lists again in ``__all__`` is shown once, where it is defined.
 """
 
 from __future__ import annotations
@@ -28,3 +29,11 @@ class Docstrings(griffe.Extension):
         """Rewrite the docstring of ``obj``, if it has one."""
         if obj.docstring:
             obj.docstring.value = to_markdown(obj.docstring.value)
+
+    def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
+        """Forget ``__all__`` in every room of ``pkg``."""
+        rooms = [pkg]
+        while rooms:
+            room = rooms.pop()
+            room.exports = None
+            rooms.extend(module for module in room.modules.values() if not module.is_alias)
