@@ -1,0 +1,71 @@
+"""Text that the base model writes itself: a stand-in for what it knew, free of anybody's data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def write_base_text(
+    model: Any, *, num_texts: int, length_tokens: int, seed: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Sample texts from the start token at temperature 1, so they follow the model's own distribution.
+
+    Args:
+        model: A causal LM with ``generate``; adapters must be off.
+        num_texts: How many texts.
+        length_tokens: Length at which a text ends, if the model has not ended it.
+        seed: Of the sampling; the global random state is left as it was.
+
+    Returns:
+        Rows of (token ids, labels), each of shape (s,); every token but the start carries loss.
+
+    Cost: ``length_tokens`` decoding steps at batch ``num_texts``.
+    """
+    start = _start_token(model)
+    device = model.get_input_embeddings().weight.device
+    ids = torch.full((num_texts, 1), start, device=device)
+    training = model.training
+    model.eval()
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        written = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            repetition_penalty=1.0,
+            max_new_tokens=length_tokens,
+            pad_token_id=start,
+        )
+    model.train(training)
+    ends = _end_tokens(model)
+    return [_row(text.cpu(), ends) for text in written]
+
+
+def _row(text: Tensor, ends: set[int]) -> tuple[Tensor, Tensor]:
+    stop = next((i + 1 for i, token in enumerate(text.tolist()) if i > 0 and token in ends), text.numel())
+    ids = text[:stop].to(torch.int32)
+    labels = ids.clone()
+    labels[0] = -100
+    return ids, labels
+
+
+def _start_token(model: Any) -> int:
+    config = model.generation_config
+    start = config.bos_token_id if config.bos_token_id is not None else model.config.bos_token_id
+    if start is None:
+        start = next(iter(_end_tokens(model)), 0)
+    return int(start)
+
+
+def _end_tokens(model: Any) -> set[int]:
+    end = model.generation_config.eos_token_id
+    end = model.config.eos_token_id if end is None else end
+    return set(end) if isinstance(end, list) else {end} if end is not None else set()

@@ -1,0 +1,59 @@
+"""The input directions that finished domains need, one orthonormal basis per input.
+
+Each domain in turn adds the fewest directions with which the basis holds ``share`` of *its
+own* input factor's trace (GPM, Saha et al. 2021, arXiv 2103.09762, equations 8 and 9), so no
+domain's share is thinned out by the others, however many there are. The basis never holds more
+than d_in directions: the cost does not grow with the number of domains.
+
+Axis letters: d width, k protected directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from constrained_adapters.memory.factors import Factor
+from constrained_adapters.memory.kfac import KFACMemory
+
+
+def protected_bases(memories: Iterable[KFACMemory], kind: str, share: float) -> dict[str, Tensor]:
+    """One basis per adapted module, shape (d_in, k); modules that read one input share one tensor.
+
+    Args:
+        memories: Of the finished domains, oldest first; the order matters little.
+        kind: Which input factor counts: ``weighted`` (by the Fisher) or ``energy``.
+        share: Of each domain's trace that must lie in the basis, 0 … 1.
+    """
+    bases: dict[str, Tensor] = {}
+    groups: dict[str, str] = {}
+    for memory in memories:
+        groups.update(memory.groups)
+        for key, factor in memory.inputs.items():
+            bases[key] = extend_basis(bases.get(key), factor[kind], share)
+    return {module: bases[key] for module, key in groups.items()}
+
+
+def extend_basis(basis: Tensor | None, factor: Factor, share: float) -> Tensor:
+    """Add the fewest directions to ``basis`` (d, k) with which it holds ``share`` of ``factor``.
+
+    >>> axes = Factor(torch.eye(3), torch.tensor([8.0, 1.0, 1.0]), 0.0)
+    >>> extend_basis(None, axes, 0.8).shape
+    torch.Size([3, 1])
+    >>> extend_basis(torch.eye(3)[:, :1], axes, 0.9).shape
+    torch.Size([3, 2])
+    """
+    if basis is None:
+        basis = factor.vectors[:, :0]
+    weighted = factor.vectors * factor.values.sqrt()
+    outside = weighted - basis @ (basis.T @ weighted)
+    missing = float(outside.square().sum()) - (1.0 - share) * float(factor.values.sum())
+    if share <= 0.0 or missing <= 1e-6 * float(factor.values.sum()):
+        return basis
+    left, singular, _ = torch.linalg.svd(outside, full_matrices=False)
+    held = torch.cumsum(singular.square(), 0)
+    count = int((held < missing * (1 - 1e-6)).sum()) + 1
+    joined, _ = torch.linalg.qr(torch.cat([basis, left[:, :count]], dim=1))
+    return joined.contiguous()

@@ -1,0 +1,271 @@
+"""The adapters of one base in memory: which there are, which are active, with what weights, which are frozen."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModelForCausalLM
+
+from constrained_adapters.adapters.lora import lora_config, lora_layers, start_small
+from constrained_adapters.config import CRMAConfig, check_domain_name
+from constrained_adapters.errors import AdapterStateError, ConfigError, UnknownNameError
+from constrained_adapters.memory.kfac import KFACMemory
+from constrained_adapters.memory.reservoir import Reservoir
+from constrained_adapters.models.targets import resolve_targets
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass
+class AdapterState:
+    """What is known of one adapter beside its weights."""
+
+    domain_id: int
+    frozen: bool = False
+    weight: float = 1.0
+    folder: Path | None = None
+    memory: KFACMemory | None = None
+    reservoir: Reservoir = field(default_factory=lambda: Reservoir(1000))
+
+
+class AdapterSet(PeftModelForCausalLM):  # type: ignore[misc]  # PEFT is not typed
+    """A ``peft.PeftModelForCausalLM`` that can be without adapters, and keeps several active with weights.
+
+    Args:
+        base: The base model; its parameters are frozen.
+        config: Settings of the adapters.
+        tokenizer: Saved along with a merged model.
+        fingerprint: Of the base.
+    """
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        config: CRMAConfig,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        fingerprint: str = "",
+    ) -> None:
+        torch.nn.Module.__init__(self)
+        self._is_prompt_learning = False
+        self.base_model = base
+        self.crma_config = config
+        self.tokenizer = tokenizer
+        self.base_fingerprint = fingerprint
+        self._states: dict[str, AdapterState] = {}
+        self._active: list[str] = []
+        self._wrapped = False
+        self._targets = resolve_targets(base, config.domain_specific_layers, config.layers_to_transform)
+        for parameter in base.parameters():
+            parameter.requires_grad_(False)
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """All adapters, in the order in which they were made or loaded."""
+        return list(self._states)
+
+    @property
+    def active_names(self) -> list[str]:
+        """The adapters that take part in the forward pass."""
+        return list(self._active)
+
+    def create_adapter(
+        self, adapter_name: str, domain_id: int | None = None, *, adapter_dim: int | None = None
+    ) -> None:
+        """Add an untrained adapter: small Gaussian A and B, not active yet.
+
+        Args:
+            adapter_name: A new name; letters and digits of any script, ``_`` and ``-``.
+            domain_id: Position of the domain in the sequence; default: the next.
+            adapter_dim: Rank; default: the config's.
+
+        Raises:
+            ConfigError: The name cannot be one.
+            AdapterStateError: The name is taken.
+        """
+        name = adapter_name_of(adapter_name)
+        if name in self._states:
+            raise AdapterStateError(
+                f"there is an adapter named {name!r} already",
+                hint="choose another name, or delete_adapter() first",
+            )
+        settings = self.crma_config
+        self._inject(
+            name,
+            lora_config(
+                rank=adapter_dim or settings.adapter_dim,
+                residual_scaling=settings.residual_scaling,
+                targets=self._targets,
+                layers_to_transform=None,
+            ),
+        )
+        start_small(self, name, settings.init_std)
+        position = len(self._states) if domain_id is None else domain_id
+        self._states[name] = AdapterState(
+            position, reservoir=Reservoir(settings.gradient_memory_size, position)
+        )
+        self._apply_active()
+
+    def set_active_adapter(self, adapter_name: str) -> None:
+        """Make one adapter the whole active set; it is trainable unless frozen."""
+        self.set_active_adapters([adapter_name])
+
+    def set_active_adapters(self, adapter_names: Sequence[str]) -> None:
+        """Make these adapters, each with weight 1, the active set; those not frozen are trainable.
+
+        Raises:
+            UnknownNameError: A name is no adapter.
+        """
+        names = list(dict.fromkeys(adapter_names))
+        for name in names:
+            self._state(name)
+        self._active = names
+        for state in self._states.values():
+            state.weight = 1.0
+        self._apply_active()
+
+    def set_adapter_weights(self, weights: Mapping[str, float]) -> None:
+        """Weigh the active adapters: the output is base + Σ w_i ΔW_i x; others keep their weight.
+
+        Raises:
+            AdapterStateError: A named adapter is not active.
+            ConfigError: A weight is not a finite number.
+        """
+        for name, weight in weights.items():
+            self._state(name)
+            if name not in self._active:
+                raise AdapterStateError(
+                    f"adapter {name!r} has a weight but is not active",
+                    got=f"active: {self._active}",
+                    hint=f"set_active_adapters({[*self._active, name]}) first",
+                )
+            if not isinstance(weight, int | float) or not torch.isfinite(torch.tensor(float(weight))):
+                raise ConfigError(f"the weight of adapter {name!r} is not a finite number", got=repr(weight))
+        for name, weight in weights.items():
+            self._states[name].weight = float(weight)
+        self._apply_active()
+
+    def freeze_adapter(self, adapter_name: str) -> None:
+        """Fix an adapter for ever: its weights stay bit-identical whatever is trained later."""
+        self._state(adapter_name).frozen = True
+        self._apply_active()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter and its memory."""
+        self._state(adapter_name)
+        del self._states[adapter_name]
+        self._active = [name for name in self._active if name != adapter_name]
+        if self._states:
+            super().delete_adapter(adapter_name)
+        else:
+            self._unwrap(self.base_model.unload())
+        self._apply_active()
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """PEFT's call. A name that is active already changes nothing, so a Trainer that resumes keeps the set."""
+        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        if not set(names) <= set(self._active):
+            self.set_active_adapters(names)
+
+    def _inject(self, name: str, config: Any) -> None:
+        if self._wrapped:
+            self.add_adapter(name, config)
+            return
+        base = self.base_model
+        training = self.training
+        super().__init__(base, config, adapter_name=name)  # PEFT wraps a base only together with an adapter
+        self._wrapped = True
+        self.train(training)
+
+    def _unwrap(self, base: PreTrainedModel) -> None:
+        training = self.training
+        torch.nn.Module.__init__(self)
+        self.base_model = base
+        self._wrapped = False
+        self.train(training)
+
+    def _state(self, name: str) -> AdapterState:
+        if name not in self._states:
+            raise UnknownNameError.of("adapter", name, self._states)
+        return self._states[name]
+
+    def _trainable(self) -> list[str]:
+        return [name for name in self._active if not self._states[name].frozen]
+
+    def _apply_active(self) -> None:
+        self._apply_layers()
+        self._active_changed()
+
+    @abstractmethod
+    def _active_changed(self) -> None:
+        """Called whenever the active set, a weight or what is frozen has changed."""
+
+    def _apply_layers(self) -> None:
+        """Make PEFT's layers agree with the active set, the weights and what is frozen."""
+        if not self._wrapped:
+            return
+        self.base_model.set_adapter(self._active, inference_mode=True)
+        self.active_adapter = self._active[0] if self._active else next(iter(self._states))
+        for layer in lora_layers(self).values():
+            for name, state in self._states.items():
+                if name in layer.lora_A:
+                    layer.set_scale(name, state.weight)
+                    trainable = name in self._active and not state.frozen
+                    layer.lora_A[name].requires_grad_(trainable)
+                    layer.lora_B[name].requires_grad_(trainable)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base's; in training the rows pass the active adapter's sample on their way."""
+        if self.training and torch.is_grad_enabled():
+            self._sample_rows(args, kwargs)
+        if not self._wrapped:
+            return self.base_model(*args, **kwargs)
+        return super().forward(*args, **kwargs)
+
+    def _sample_rows(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        trainable = self._trainable()
+        if not trainable:
+            frozen = [name for name in self._active if self._states[name].frozen]
+            raise AdapterStateError(
+                f"adapter {frozen[0]!r} is frozen and cannot be trained"
+                if frozen
+                else "no adapter is active",
+                got=f"active: {self._active}; adapters: {self.adapter_names}",
+                hint="create_adapter(NAME) and set_active_adapter(NAME), or model.eval() to only run it",
+            )
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        labels = kwargs.get("labels")
+        if ids is not None and labels is not None:
+            for name in trainable:
+                self._states[name].reservoir.offer(ids, labels, kwargs.get("attention_mask"))
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As ``transformers``' ``generate``, with the active adapters."""
+        if not self._wrapped:
+            return self.base_model.generate(*args, **kwargs)
+        return super().generate(*args, **kwargs)
+
+    @contextmanager
+    def base_only(self) -> Iterator[None]:
+        """Within this context the model is the untouched base."""
+        with self.disable_adapter() if self._wrapped else nullcontext():
+            yield
+        self._apply_layers()  # PEFT leaves every active adapter trainable, frozen ones too
+
+
+def adapter_name_of(name: str) -> str:
+    """Return ``name`` as PEFT can hold it, or raise the error that says why it cannot."""
+    try:
+        normal = check_domain_name(name)
+    except ValueError as error:
+        raise ConfigError("this cannot be an adapter's name", got=repr(name), expected=str(error)) from None
+    if hasattr(torch.nn.ModuleDict, normal):
+        raise ConfigError(f"{name!r} is a reserved name", got=repr(name), hint=f"{name}_domain")
+    return normal

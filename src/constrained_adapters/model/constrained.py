@@ -1,0 +1,192 @@
+"""Training under constraints: the memories of the finished domains and the constraint made of them."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from constrained_adapters.adapters.lora import adapter_pairs, delta_weight, lora_layers
+from constrained_adapters.constraints.attach import Attachment, attach
+from constrained_adapters.errors import AdapterStateError, ModelError
+from constrained_adapters.memory.base_text import write_base_text
+from constrained_adapters.memory.gather import gather_statistics
+from constrained_adapters.memory.kfac import KFACMemory
+from constrained_adapters.memory.reservoir import pad_rows
+from constrained_adapters.model.adapter_set import AdapterSet
+from constrained_adapters.model.binding import make_constraint
+from constrained_adapters.workspace import atomic_write_bytes
+
+MEMORY_FILE = "gradient_memory.safetensors"
+BASE_DOMAIN = "base"
+
+
+class ConstrainedSet(AdapterSet, ABC):
+    """An :class:`AdapterSet` that remembers finished domains and binds the steps of those in training."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.base_memory: KFACMemory | None = None
+        self.last_measurements: dict[str, float] = {}
+        self._constrained = False
+        self._attachment: Attachment | None = None
+
+    def enable_constrained_training(self, enabled: bool = True) -> None:
+        """Put the memories of the finished domains, and of the base, in force for later steps.
+
+        Any optimizer that steps a trainable adapter of this model then obeys: Trainer's,
+        SFTTrainer's, or one made by hand, before or after this call. With
+        ``constraint_strength=0``, ``use_gradient_constraint=False`` or ``constraint_type="none"``
+        nothing is changed: training is plain LoRA, bit for bit.
+
+        Raises:
+            AdapterStateError: A finished adapter has no memory.
+        """
+        self._constrained = enabled
+        self._active_changed()
+
+    def _active_changed(self) -> None:
+        if self._attachment is not None:
+            self._attachment.remove()
+            self._attachment = None
+        trainable = self._trainable()
+        if not (self._constrained and trainable and self.crma_config.effective_strength > 0.0):
+            return
+        memories = self._memories_for(trainable)
+        pairs = [pair for name in trainable for pair in adapter_pairs(self, name)]
+        constraint = make_constraint(pairs, memories, self.crma_config)
+        constraint.after_step()
+        self._attachment = attach(constraint, domain=", ".join(trainable), on_step=self._note)
+
+    def _memories_for(self, trainable: list[str]) -> list[KFACMemory]:
+        finished = [name for name in self._states if name not in trainable]
+        without = [name for name in finished if self._states[name].memory is None and name in self._active]
+        if without:
+            raise AdapterStateError(
+                f"adapter {without[0]!r} has no gradient memory, so nothing would protect it",
+                got=f"training {trainable} beside {finished}",
+                hint=f"update_gradient_memory({without[0]!r}) first, or enable_constrained_training(False)",
+            )
+        if self.crma_config.protect_base and self.base_memory is None:
+            self.base_memory = self.make_base_memory()
+        kept = [self.base_memory, *(self._states[name].memory for name in finished)]
+        return [memory for memory in kept if memory is not None]
+
+    def _note(self, measured: Mapping[str, Tensor]) -> None:
+        self.last_measurements = {key: float(value) for key, value in measured.items()}
+
+    def constraint_facts(self) -> dict[str, float]:
+        """Fixed facts of the constraint in force, such as ``closed_ratio``; empty where there is none."""
+        return self._attachment.constraint.describe() if self._attachment else {}
+
+    def gradient_memory(self, adapter_name: str) -> KFACMemory | None:
+        """The memory of an adapter's domain, or None."""
+        return self._state(adapter_name).memory
+
+    def update_gradient_memory(
+        self,
+        adapter_name: str,
+        rows: Sequence[tuple[Tensor, Tensor]] | None = None,
+        *,
+        batch_size: int = 8,
+        max_examples: int | None = None,
+    ) -> KFACMemory:
+        """Make the memory of a trained domain, at the present weights, with the present active set.
+
+        Args:
+            adapter_name: The domain's adapter; it must be active.
+            rows: (token ids, labels) to make it from; default: those sampled while it trained.
+            batch_size: Rows per pass; the result does not depend on it.
+            max_examples: Most rows used; default 64, or a twentieth of the rows seen if that is more,
+                at most ``gradient_memory_size``.
+
+        Returns:
+            The memory; written beside the adapter too, if that has been saved.
+
+        Raises:
+            AdapterStateError: The adapter is not active, or nothing was seen in training.
+        """
+        state = self._state(adapter_name)
+        if adapter_name not in self._active:
+            raise AdapterStateError(
+                f"adapter {adapter_name!r} is not active, so its domain's gradients cannot be measured",
+                got=f"active: {self._active}",
+                hint=f"set_active_adapter({adapter_name!r}) first",
+            )
+        seen = state.reservoir.num_seen
+        if rows is None:
+            rows = state.reservoir.rows
+        if not rows:
+            raise AdapterStateError(
+                f"nothing was seen of the domain of adapter {adapter_name!r}",
+                got="no training batch with labels passed through the model while it was active",
+                hint="train it first, or pass rows=",
+            )
+        limit = max_examples or min(self.crma_config.gradient_memory_size, max(64, seen // 20))
+        state.memory = self._measure(adapter_name, rows[:limit], batch_size, seed=state.domain_id + 1)
+        if state.folder is not None:
+            atomic_write_bytes(state.folder / MEMORY_FILE, state.memory.to_bytes())
+        self._active_changed()
+        return state.memory
+
+    def make_base_memory(self, *, num_texts: int = 64, length_tokens: int = 64, seed: int = 0) -> KFACMemory:
+        """The memory of the base's own knowledge, from text that it writes itself; adapters are off meanwhile."""
+        with self.base_only():
+            base = self.get_base_model() if self._wrapped else self.base_model
+            rows = write_base_text(base, num_texts=num_texts, length_tokens=length_tokens, seed=seed)
+            return self._measure(BASE_DOMAIN, rows, 16, seed=seed)
+
+    def _measure(
+        self, domain: str, rows: Sequence[tuple[Tensor, Tensor]], batch_size: int, seed: int
+    ) -> KFACMemory:
+        device = self.get_input_embeddings().weight.device
+        batches = (pad_rows(list(rows[i : i + batch_size]), device) for i in range(0, len(rows), batch_size))
+        if self._wrapped:
+            modules: dict[str, torch.nn.Module] = dict(lora_layers(self))
+        else:
+            modules = {name: self.base_model.get_submodule(name) for name in self._targets}
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            stats = gather_statistics(
+                self.get_base_model() if self._wrapped else self.base_model,
+                modules,
+                batches,
+                generator=torch.Generator().manual_seed(seed),
+            )
+        return KFACMemory.from_statistics(
+            stats,
+            domain=domain,
+            base_fingerprint=self.base_fingerprint,
+            share=max(0.97, self.crma_config.effective_strength),
+        )
+
+    def predicted_increase_nats(self, adapter_name: str) -> dict[str, float]:
+        """For each finished domain, the loss increase that its memory predicts for ``adapter_name``'s ΔW."""
+        deltas = {pair.module: delta_weight(pair) for pair in adapter_pairs(self, adapter_name)}
+        others = {n: s.memory for n, s in self._states.items() if n != adapter_name and s.memory is not None}
+        if self.base_memory is not None:
+            others = {BASE_DOMAIN: self.base_memory, **others}
+        return {name: memory.predicted_increase_nats(deltas) for name, memory in others.items()}
+
+    def load_memory(self, path: Path) -> KFACMemory:
+        """Read a gradient memory and check that it belongs to this base."""
+        memory = KFACMemory.load(path)
+        self._check_fingerprint(memory.base_fingerprint, path)
+        return memory
+
+    def restore_memory(self, adapter_name: str, path: Path) -> None:
+        """Give an adapter the memory that was written to ``path``."""
+        self._state(adapter_name).memory = self.load_memory(path)
+        self._active_changed()
+
+    def _check_fingerprint(self, found: str | None, where: Path) -> None:
+        if found and self.base_fingerprint and found != self.base_fingerprint:
+            raise ModelError(
+                "this adapter or memory belongs to another base model",
+                got=f"base fingerprint {found} in {where}",
+                expected=f"{self.base_fingerprint} ({self.crma_config.base_model_name})",
+                hint="load the base it was trained on; a changed context length or changed weights count too",
+            )
