@@ -22,7 +22,6 @@ ROOMS = sorted(
 # Reached through another library, by name, so that no import of ours shows them.
 USED_BY_OTHERS = {
     "accelerate": "transformers.Trainer",
-    "bitsandbytes": "transformers: quantisation, 8-bit optimizers",
     "gguf": "transformers: gguf_file=",
     "trl": "the user's SFTTrainer",
 }
