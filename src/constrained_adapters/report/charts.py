@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from constrained_adapters.report.numbers import decimal
@@ -64,7 +64,6 @@ class Drawing:
     title: str
     unit: str
     svg: str
-    note: str = field(default="")
 
 
 def sequence_chart(
