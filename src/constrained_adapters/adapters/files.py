@@ -51,7 +51,7 @@ def read_adapter_config(folder: Path) -> PeftConfig:
             got=f"{folder}: {there}",
             expected=f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}",
         )
-    config = PeftConfig.from_pretrained(str(folder))
+    config: PeftConfig = PeftConfig.from_pretrained(str(folder))
     if str(config.peft_type) not in {"LORA", "PeftType.LORA"}:
         raise ModelError(
             "only LoRA adapters can be loaded", got=f"{config.peft_type} in {folder}", expected="LORA"

@@ -63,7 +63,9 @@ def adapter_pairs(model: nn.Module, adapter: str) -> Iterator[AdapterPair]:
     for name, layer in lora_layers(model).items():
         if adapter in layer.lora_A:
             rank, alpha = layer.r[adapter], layer.lora_alpha[adapter]
-            yield AdapterPair(name, layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, alpha / rank)
+            a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+            assert isinstance(a, nn.Parameter) and isinstance(b, nn.Parameter)
+            yield AdapterPair(name, a, b, alpha / rank)
 
 
 @torch.no_grad()

@@ -102,7 +102,7 @@ class PredictedGradientConstraint(Constraint):
         """Nothing: these methods bind the gradient only."""
 
     def measurements(self) -> dict[str, Tensor]:
-        """``removed_ratio``, and ``conflict``: the cosine between the gradient and the sum of the predicted ones."""
+        """``removed_ratio``, and ``conflict``: cosine of the gradient with the sum of the predicted ones."""
         return dict(self._measured)
 
     def describe(self) -> dict[str, float]:
@@ -136,7 +136,7 @@ def project_gem(gradient: Tensor, old: Tensor) -> Tensor:
     factor = np.linalg.cholesky(gram + 1e-10 * np.eye(len(gram)))
     target = np.linalg.solve(factor, -(rows @ gradient.double()).cpu().numpy())
     dual, _ = nnls(factor.T, target)
-    change = torch.from_numpy(dual).to(rows) @ rows
+    change: Tensor = torch.from_numpy(dual).to(rows) @ rows
     return gradient + change.to(gradient.dtype)
 
 

@@ -130,8 +130,8 @@ def _draw(log_probs: Tensor, generator: torch.Generator) -> Tensor:
 def _recording(model: nn.Module, modules: Mapping[str, nn.Module], stats: Statistics) -> Iterator[None]:
     """Hooks that add each batch's terms; parameters are frozen meanwhile, so no weight gradient is made."""
     required = {name: p.requires_grad for name, p in model.named_parameters()}
-    training, last_input = model.training, [(None, "")]
-    handles = []
+    training, handles = model.training, []
+    last_input: list[tuple[Tensor | None, str]] = [(None, "")]
 
     def forward_hook(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:

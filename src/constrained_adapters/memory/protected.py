@@ -55,5 +55,5 @@ def extend_basis(basis: Tensor | None, factor: Factor, share: float) -> Tensor:
     left, singular, _ = torch.linalg.svd(outside, full_matrices=False)
     held = torch.cumsum(singular.square(), 0)
     count = int((held < missing * (1 - 1e-6)).sum()) + 1
-    joined, _ = torch.linalg.qr(torch.cat([basis, left[:, :count]], dim=1))
+    joined: Tensor = torch.linalg.qr(torch.cat([basis, left[:, :count]], dim=1)).Q
     return joined.contiguous()

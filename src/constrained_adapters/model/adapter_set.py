@@ -1,7 +1,8 @@
-"""The adapters of one base in memory: which there are, which are active, with what weights, which are frozen."""
+"""The adapters of one base: which there are, which are active, their weights, which are frozen."""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -35,7 +36,7 @@ class AdapterState:
     reservoir: Reservoir = field(default_factory=lambda: Reservoir(1000))
 
 
-class AdapterSet(PeftModelForCausalLM):  # type: ignore[misc]  # PEFT is not typed
+class AdapterSet(PeftModelForCausalLM):
     """A ``peft.PeftModelForCausalLM`` that can be without adapters, and keeps several active with weights.
 
     Args:
@@ -44,6 +45,9 @@ class AdapterSet(PeftModelForCausalLM):  # type: ignore[misc]  # PEFT is not typ
         tokenizer: Saved along with a merged model.
         fingerprint: Of the base.
     """
+
+    base_model: Any
+    """PEFT's ``LoraModel``; the base itself while there is no adapter."""
 
     def __init__(
         self,
@@ -146,7 +150,7 @@ class AdapterSet(PeftModelForCausalLM):  # type: ignore[misc]  # PEFT is not typ
                     got=f"active: {self._active}",
                     hint=f"set_active_adapters({[*self._active, name]}) first",
                 )
-            if not isinstance(weight, int | float) or not torch.isfinite(torch.tensor(float(weight))):
+            if not isinstance(weight, int | float) or not math.isfinite(weight):  # type: ignore[redundant-expr]
                 raise ConfigError(f"the weight of adapter {name!r} is not a finite number", got=repr(weight))
         for name, weight in weights.items():
             self._states[name].weight = float(weight)
@@ -169,7 +173,7 @@ class AdapterSet(PeftModelForCausalLM):  # type: ignore[misc]  # PEFT is not typ
         self._apply_active()
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """PEFT's call. A name that is active already changes nothing, so a Trainer that resumes keeps the set."""
+        """PEFT's call. An active name changes nothing, so that a Trainer that resumes keeps the set."""
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
         if not set(names) <= set(self._active):
             self.set_active_adapters(names)
@@ -227,7 +231,7 @@ class AdapterSet(PeftModelForCausalLM):  # type: ignore[misc]  # PEFT is not typ
             self._sample_rows(args, kwargs)
         if not self._wrapped:
             return self.base_model(*args, **kwargs)
-        return super().forward(*args, **kwargs)
+        return super().forward(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _sample_rows(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         trainable = self._trainable()
@@ -250,7 +254,7 @@ class AdapterSet(PeftModelForCausalLM):  # type: ignore[misc]  # PEFT is not typ
         """As ``transformers``' ``generate``, with the active adapters."""
         if not self._wrapped:
             return self.base_model.generate(*args, **kwargs)
-        return super().generate(*args, **kwargs)
+        return super().generate(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     @contextmanager
     def base_only(self) -> Iterator[None]:

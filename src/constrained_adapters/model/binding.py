@@ -58,4 +58,4 @@ def make_constraint(
     ]
     kind = config.constraint_type
     assert kind in {"gem", "agem", "diagonal"}, kind
-    return PredictedGradientConstraint(pairs, domains, kind, config.constraint_strength)  # type: ignore[arg-type]
+    return PredictedGradientConstraint(pairs, domains, kind, config.constraint_strength)

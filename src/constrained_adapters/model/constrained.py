@@ -134,7 +134,7 @@ class ConstrainedSet(AdapterSet, ABC):
         return state.memory
 
     def make_base_memory(self, *, num_texts: int = 64, length_tokens: int = 64, seed: int = 0) -> KFACMemory:
-        """The memory of the base's own knowledge, from text that it writes itself; adapters are off meanwhile."""
+        """The memory of the base's own knowledge, from text that it writes itself with adapters off."""
         with self.base_only():
             base = self.get_base_model() if self._wrapped else self.base_model
             rows = write_base_text(base, num_texts=num_texts, length_tokens=length_tokens, seed=seed)
@@ -146,7 +146,7 @@ class ConstrainedSet(AdapterSet, ABC):
         device = self.get_input_embeddings().weight.device
         batches = (pad_rows(list(rows[i : i + batch_size]), device) for i in range(0, len(rows), batch_size))
         if self._wrapped:
-            modules: dict[str, torch.nn.Module] = dict(lora_layers(self))
+            modules: dict[str, Any] = dict(lora_layers(self))
         else:
             modules = {name: self.base_model.get_submodule(name) for name in self._targets}
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

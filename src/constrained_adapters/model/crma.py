@@ -187,7 +187,7 @@ class CRMAModel(ConstrainedSet):
                 got=f"quantization={self.crma_config.quantization!r}",
                 hint="load the base without quantization and merge there",
             )
-        merged = self.base_model.merge_and_unload(adapter_names=self._active, **kwargs)
+        merged: PreTrainedModel = self.base_model.merge_and_unload(adapter_names=self._active, **kwargs)
         self._states.clear()
         self._active = []
         self._active_changed()
