@@ -1,0 +1,52 @@
+"""Teach one language model domain after domain; forget nothing.
+
+Names are loaded when they are first used, so ``import constrained_adapters`` imports no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from constrained_adapters.config import CRMAConfig, RunConfig
+    from constrained_adapters.data.load import load_domain
+    from constrained_adapters.model import CRMAModel
+    from constrained_adapters.report.page import write_report
+    from constrained_adapters.results import RunResult, load_results
+    from constrained_adapters.training.run import run_config
+    from constrained_adapters.yaml_config import read_config
+
+_HOMES = {
+    "CRMAConfig": "config",
+    "CRMAModel": "model",
+    "RunConfig": "config",
+    "RunResult": "results",
+    "load_domain": "data.load",
+    "load_results": "results",
+    "read_config": "yaml_config",
+    "run_config": "training.run",
+    "write_report": "report.page",
+}
+
+__all__ = [
+    "CRMAConfig",
+    "CRMAModel",
+    "RunConfig",
+    "RunResult",
+    "load_domain",
+    "load_results",
+    "read_config",
+    "run_config",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -63,15 +63,10 @@ class KFACMemory:
             base_fingerprint=base_fingerprint,
             groups=dict(stats.groups),
             inputs={
-                key: {
-                    kind: _stored(Factor.from_dense(getattr(stats, kind)[key], share)) for kind in INPUT_KINDS
-                }
+                key: {kind: _stored(getattr(stats, kind)[key], share) for kind in INPUT_KINDS}
                 for key in stats.energy
             },
-            outputs={
-                name: _stored(Factor.from_dense(value, 1.0, output_rank))
-                for name, value in stats.output.items()
-            },
+            outputs={name: _stored(value, 1.0, output_rank) for name, value in stats.output.items()},
             num_examples=stats.num_examples,
             loss_nats=stats.loss_nats,
         )
@@ -162,6 +157,7 @@ class KFACMemory:
             yield f"output:{name}", factor
 
 
-def _stored(factor: Factor) -> Factor:
+def _stored(matrix: Tensor, share: float, max_rank: int | None = None) -> Factor:
     """What is read back after storing, so that a resumed run computes with the same numbers."""
+    factor = Factor.from_dense(matrix.cpu(), share, max_rank)
     return Factor(factor.vectors.to(torch.bfloat16).float(), factor.values, factor.rest)

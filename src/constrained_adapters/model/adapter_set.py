@@ -169,8 +169,17 @@ class AdapterSet(PeftModelForCausalLM):
         if self._states:
             super().delete_adapter(adapter_name)
         else:
-            self._unwrap(self.base_model.unload())
+            self.unload()
         self._apply_active()
+
+    def unload(self) -> PreTrainedModel:
+        """Drop all adapters and return the base, bit for bit as it was given."""
+        base: PreTrainedModel = self.base_model.unload() if self._wrapped else self.base_model
+        self._states.clear()
+        self._active = []
+        self._active_changed()
+        self._unwrap(base)
+        return base
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """PEFT's call. An active name changes nothing, so that a Trainer that resumes keeps the set."""

@@ -1,0 +1,1 @@
+"""Domain after domain: the stock Trainer, its callbacks, the sequence, and resuming."""

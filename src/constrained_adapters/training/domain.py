@@ -1,0 +1,149 @@
+"""Train one adapter on one domain with the stock Trainer."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+from constrained_adapters.config import TrainingConfig
+from constrained_adapters.data.tokens import TokenDataset, collate
+from constrained_adapters.errors import TrainingError
+from constrained_adapters.model import CRMAModel
+from constrained_adapters.training.callbacks import (
+    CheckpointSealer,
+    CurveRecorder,
+    ProgressTeller,
+    last_whole_checkpoint,
+)
+from constrained_adapters.training.observer import RunObserver
+
+
+@dataclass
+class TrainingRecord:
+    """What training one domain left behind: curves by name, each (steps, values)."""
+
+    curves: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
+    seconds: float = 0.0
+    step_seconds: float = 0.0
+
+
+def train_domain(
+    model: CRMAModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: TokenDataset,
+    settings: TrainingConfig,
+    *,
+    method: str,
+    domain: str,
+    learning_rate: float,
+    seed: int,
+    folder: Path,
+    observer: RunObserver,
+) -> TrainingRecord:
+    """Train the model's trainable active adapter; go on from the last whole checkpoint in ``folder``.
+
+    Raises:
+        TrainingError: The loss is not finite, or memory ran out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    recorder = CurveRecorder()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*pin_memory.*")
+        trainer = Trainer(
+            model=model,
+            args=training_arguments(settings, learning_rate=learning_rate, seed=seed, folder=folder),
+            train_dataset=dataset,
+            data_collator=_collator(tokenizer),
+            callbacks=[recorder, ProgressTeller(observer, method, domain), CheckpointSealer()],
+        )
+        _drop_printing(trainer)
+        checkpoint = last_whole_checkpoint(folder)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except torch.OutOfMemoryError:
+            raise TrainingError(
+                f"no memory is left while training domain {domain!r}",
+                got=f"batch_size {settings.batch_size}, max_length_tokens {settings.max_length_tokens}",
+                hint="smaller batch_size, more gradient_accumulation_steps, or gradient_checkpointing",
+            ) from None
+    return _record(trainer, domain)
+
+
+def training_arguments(
+    settings: TrainingConfig, *, learning_rate: float, seed: int, folder: Path
+) -> TrainingArguments:
+    """Translate ``training:`` of crma.yaml into Trainer's own arguments."""
+    steps = settings.steps
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps if steps is not None else -1,
+        num_train_epochs=settings.epochs if settings.epochs is not None else 1.0,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        learning_rate=learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_ratio,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.precision == "bf16",
+        fp16=settings.precision == "fp16",
+        activation_checkpointing=settings.gradient_checkpointing,
+        optim=settings.optimizer,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=settings.checkpoint_every_steps,
+        save_total_limit=2,
+        seed=seed,
+        data_seed=seed,
+        report_to="none",
+        disable_tqdm=True,
+        restore_callback_states_from_checkpoint=True,
+        remove_unused_columns=False,
+    )
+
+
+def _collator(
+    tokenizer: PreTrainedTokenizerBase,
+) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
+    def pad(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return collate(features, pad_token_id=int(tokenizer.pad_token_id))
+
+    return pad
+
+
+def _drop_printing(trainer: Trainer) -> None:
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+
+
+def _record(trainer: Trainer, domain: str) -> TrainingRecord:
+    recorder = next(c for c in trainer.callback_handler.callbacks if isinstance(c, CurveRecorder))
+    record = TrainingRecord()
+    for name in ("loss", "learning_rate", "grad_norm"):
+        points = [
+            (int(entry["step"]), float(entry[name])) for entry in trainer.state.log_history if name in entry
+        ]
+        record.curves[name] = ([step for step, _ in points], [value for _, value in points])
+    broken = next(
+        (step for step, loss in zip(*record.curves["loss"], strict=True) if not math.isfinite(loss)), None
+    )
+    if broken is not None:
+        raise TrainingError(
+            f"the loss of domain {domain!r} is not finite at step {broken}", hint="lower the learning rate"
+        )
+    seconds = recorder.curves["seconds"]
+    for name, values in recorder.curves.items():
+        if name != "seconds":
+            record.curves[name] = (recorder.step_numbers[-len(values) :], values)
+    record.seconds = sum(seconds)
+    record.step_seconds = sorted(seconds)[len(seconds) // 2] if seconds else 0.0
+    return record

@@ -1,0 +1,112 @@
+"""From a method's workspace to its :class:`~constrained_adapters.results.MethodResult`; reads files only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from constrained_adapters.config import MethodConfig, RunConfig
+from constrained_adapters.data.examples import Domain
+from constrained_adapters.evaluation.summary import summarise
+from constrained_adapters.recipes import find_recipe
+from constrained_adapters.results import Curve, DomainRecord, Matrix, MethodResult, Sample
+from constrained_adapters.workspace import Workspace
+
+METRICS = ("loss", "exact_match", "choice_accuracy")
+
+
+def method_result(
+    workspace: Workspace, config: RunConfig, method: MethodConfig, domains: Sequence[Domain], peak_bytes: int
+) -> MethodResult:
+    """Put together what a finished sequence left on disk.
+
+    Args:
+        workspace: All rows measured, all adapters written.
+        config: Of the run.
+        method: Of ``config.methods``.
+        domains: In order.
+        peak_bytes: Most memory the process held.
+    """
+    rows = [workspace.read_evaluation(row) for row in range(len(domains) + 1)]
+    matrices: dict[str, Matrix] = {
+        metric: [[row["scores"][domain.name].get(metric) for domain in domains] for row in rows]
+        for metric in METRICS
+    }
+    matrices = {
+        name: matrix for name, matrix in matrices.items() if any(c is not None for r in matrix for c in r)
+    }
+    general = [row["general_nats"] for row in rows]
+    records = [
+        _domain_record(workspace.adapter(domain.name), domain, rows[number]["seconds"])
+        for number, domain in enumerate(domains, start=1)
+    ]
+    recipe = find_recipe(method)
+    totals = {
+        "train_seconds": sum(record.train_seconds for record in records),
+        "memory_seconds": sum(record.memory_seconds for record in records),
+        "eval_seconds": sum(record.eval_seconds for record in records),
+        "step_seconds": sum(_facts(workspace.adapter(d.name))["step_seconds"] for d in domains)
+        / len(domains),
+        "bytes_per_domain": sum(r.adapter_bytes + r.memory_bytes for r in records) / len(records),
+        "peak_memory_bytes": float(peak_bytes),
+        "keeps_old_data": float(recipe.keeps_old_data),
+    }
+    return MethodResult(
+        name=method.name,
+        recipe=method.recipe,
+        settings=method.model_dump(mode="json", exclude_none=True),
+        domains=[domain.name for domain in domains],
+        matrices=matrices,
+        general_nats=general,
+        summary={**summarise(matrices, general), **totals},
+        records=records,
+        samples=_samples(config, domains, rows),
+    )
+
+
+def _domain_record(home: Path, domain: Domain, eval_seconds: float) -> DomainRecord:
+    facts = _facts(home)
+    removed = facts["curves"].get("removed_ratio", [[], []])[1]
+    mean_removed = {"removed_ratio": sum(removed) / len(removed)} if removed else {}
+    sizes = {path.name: path.stat().st_size for path in home.iterdir()}
+    return DomainRecord(
+        name=domain.name,
+        num_train=len(domain.train),
+        num_validation=len(domain.validation),
+        num_test=len(domain.test),
+        data_fingerprint=domain.fingerprint,
+        train_seconds=facts["seconds"],
+        memory_seconds=facts.get("memory_seconds", 0.0),
+        eval_seconds=eval_seconds,
+        adapter_bytes=sizes["adapter_model.safetensors"],
+        memory_bytes=sizes.get("gradient_memory.safetensors", 0),
+        curves={name: Curve(steps=steps, values=values) for name, (steps, values) in facts["curves"].items()},
+        constraint={**facts["constraint"], **mean_removed},
+        predicted_increase_nats=facts["predicted_increase_nats"],
+    )
+
+
+def _facts(home: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((home / "training.json").read_text(encoding="utf-8"))
+    return facts
+
+
+def _samples(config: RunConfig, domains: Sequence[Domain], rows: Sequence[dict[str, Any]]) -> list[Sample]:
+    samples = []
+    for number, domain in enumerate(domains, start=1):
+        examples = getattr(domain, config.evaluation.split)[: config.evaluation.num_samples]
+        texts = [rows[row]["samples"].get(domain.name, []) for row in (0, number, len(domains))]
+        for example, base, learned, final in zip(examples, *texts, strict=True):
+            samples.append(
+                Sample(
+                    domain=domain.name,
+                    prompt=example.task_prompt,
+                    reference=example.reference,
+                    base=base,
+                    learned=learned,
+                    final=final,
+                )
+            )
+    return samples

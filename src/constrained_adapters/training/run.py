@@ -1,0 +1,143 @@
+"""A whole crma.yaml: every method taught the same sequence, and the record of it."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from constrained_adapters.config import DomainConfig, MethodConfig, RunConfig
+from constrained_adapters.data.examples import Domain, Example
+from constrained_adapters.data.load import load_domain
+from constrained_adapters.model import CRMAModel
+from constrained_adapters.models.load import LoadedBase, load_base
+from constrained_adapters.recipes import find_recipe, model_config
+from constrained_adapters.results import RunResult
+from constrained_adapters.training.observer import RunObserver, SilentObserver
+from constrained_adapters.training.record import method_result
+from constrained_adapters.training.sequence import DomainSequence, Prepared
+from constrained_adapters.workspace import Workspace, atomic_write_text
+from constrained_adapters.yaml_config import dump_config
+
+
+def run_config(config: RunConfig, *, observer: RunObserver | None = None, fresh: bool = False) -> RunResult:
+    """Do a run, or go on with it: data, base, each method's sequence, ``results.json``.
+
+    Args:
+        config: The run; paths in it are absolute or relative to the working folder.
+        observer: Told about progress.
+        fresh: Throw away what an earlier run left in ``config.output``.
+
+    Returns:
+        The record, also written to ``<output>/results.json``.
+
+    Raises:
+        ConstrainedAdaptersError: Bad settings, data or base (before anything is trained), a workspace
+            of another run, or a training that cannot go on.
+    """
+    observer = observer or SilentObserver()
+    for method in config.methods:
+        find_recipe(method)
+    domains = tuple(load_domain(domain, config.seed) for domain in config.domains)
+    for domain in domains:
+        for note in domain.notes:
+            observer.message(f"{domain.name}: {note}")
+    observer.started(len(config.methods), [domain.name for domain in domains])
+    base = load_base(config.base)
+    prepared = Prepared(domains, general_texts(config), base.tokenizer)
+    results = []
+    for index, method in enumerate(config.methods):
+        workspace = Workspace(config.output / method.name)
+        with workspace.lock():
+            if fresh:
+                workspace.clear()
+            workspace.remember_base(base.fingerprint, base.description)
+            workspace.remember_settings(_fixed_settings(config, method, domains), growing=("domains",))
+            if index == 0:
+                atomic_write_text(config.output / "crma.yaml", dump_config(config))
+            model = CRMAModel.from_base(base, model_config(method, config.base, config.adapter))
+            first = config.output / config.methods[0].name
+            base_row = Workspace(first).evaluation(0) if index else None
+            DomainSequence(model, workspace, prepared, config, method, observer).run(base_row)
+            results.append(method_result(workspace, config, method, domains, peak_memory_bytes()))
+            model.unload()
+    result = RunResult(
+        title=config.title,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        base={**base.description, "fingerprint": base.fingerprint},
+        environment=environment(),
+        settings=config.model_dump(mode="json"),
+        methods=results,
+        ledger=[
+            entry
+            for method in config.methods
+            for entry in Workspace(config.output / method.name).ledger.entries()
+        ],
+    )
+    atomic_write_text(config.output / "results.json", result.model_dump_json(indent=1))
+    return result
+
+
+def general_texts(config: RunConfig) -> tuple[str, ...]:
+    """Text that no domain trains on, from ``evaluation.general``; empty where that is null."""
+    if config.evaluation.general is None:
+        return ()
+    source = DomainConfig(name="general_text", data=config.evaluation.general)
+    domain = load_domain(source, config.seed)
+    texts = [_as_text(example) for example in getattr(domain, config.evaluation.split)]
+    return tuple(texts[: config.evaluation.general_items])
+
+
+def _as_text(example: Example) -> str:
+    return example.text if example.text is not None else f"{example.task_prompt}\n{example.reference}"
+
+
+def _fixed_settings(config: RunConfig, method: MethodConfig, domains: Sequence[Domain]) -> dict[str, Any]:
+    """What the numbers of a method depend on."""
+    return {
+        "seed": config.seed,
+        "adapter": config.adapter.model_dump(mode="json"),
+        "training": config.training.model_dump(mode="json"),
+        "evaluation": config.evaluation.model_dump(mode="json"),
+        "method": method.model_dump(mode="json"),
+        "domains": [{"name": domain.name, "fingerprint": domain.fingerprint} for domain in domains],
+    }
+
+
+def peak_memory_bytes() -> int:
+    """Most memory this process has held so far: on the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, for the record."""
+    packages = ("constrained-adapters", "torch", "transformers", "peft")
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "num_threads": torch.get_num_threads(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+__all__ = ["LoadedBase", "environment", "general_texts", "peak_memory_bytes", "run_config"]
