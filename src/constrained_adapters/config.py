@@ -215,6 +215,7 @@ class TrainingConfig(Settings):
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_length_tokens: int = Field(default=256, ge=8)
+    share_prefixes: bool = True
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     gradient_checkpointing: bool = False
     optimizer: str = "adamw_torch"

@@ -51,6 +51,7 @@ EXPLAINED = {
     "training.weight_decay": "decay of the adapter's weights",
     "training.max_grad_norm": "gradients are clipped to this norm",
     "training.max_length_tokens": "longer examples are cut",
+    "training.share_prefixes": "compute what the prompts of a batch share only once; same loss, less time",
     "training.precision": "of the arithmetic: float32, bf16 or fp16",
     "training.gradient_checkpointing": "trade time for memory",
     "training.optimizer": "a name that transformers.TrainingArguments(optim=...) knows",

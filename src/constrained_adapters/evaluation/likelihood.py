@@ -9,8 +9,7 @@ attention mask lets it see its ancestors only, so the numbers are those of scori
 itself (up to the order of floating-point sums). There is no padding, and logits are computed only
 for tokens that predict a scored one. The last token of a sequence predicts nothing and never enters.
 
-The tree needs a model whose attention takes a mask of ours: ``MASKS`` lists the architectures it is
-tested on, with the attention of PyTorch (sdpa) or eager. Every other model is scored sequence by
+A model that cannot read a tree (see :mod:`constrained_adapters.models.token_tree`) is scored sequence by
 sequence in right-padded batches; the results are the same, without the sharing.
 """
 
@@ -18,46 +17,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-# How the decoder of each architecture takes a ready attention mask: one mask for causal layers, one
-# for layers with a sliding window, or a mapping from the kind of layer to its mask.
-MASKS: dict[str, Literal["causal", "window", "mapping"]] = {
-    "gemma2": "mapping",
-    "gemma3_text": "mapping",
-    "gpt2": "causal",
-    "granite": "causal",
-    "llama": "causal",
-    "mistral": "window",
-    "mixtral": "window",
-    "olmo2": "causal",
-    "phi": "causal",
-    "phi3": "window",
-    "qwen2": "mapping",
-    "qwen3": "mapping",
-    "smollm3": "mapping",
-    "starcoder2": "window",
-}
+from constrained_adapters.models.token_tree import (
+    TokenSequence,
+    TokenTree,
+    num_inputs,
+    tree_logits,
+    tree_masks,
+)
 
 # A row longer than this is computed alone. Attention costs n², so longer rows do not pay even where
 # items share a beginning; shorter ones leave the matrix products small.
 ROW_TOKENS = 512
 # Rows of logits that are turned to float32 at a time (v floats each).
 LOGIT_ROWS = 128
-
-
-@dataclass(frozen=True)
-class TokenSequence:
-    """Token ids, and the ascending positions (from 1) whose token is scored given all before it."""
-
-    input_ids: list[int]
-    scored: list[int]
 
 
 @dataclass(frozen=True)
@@ -96,101 +74,35 @@ def score_groups(
         return results
 
 
-def tree_masks(model: nn.Module) -> Literal["causal", "window", "mapping"] | None:
-    """Return how the model takes a tree's mask, or None where it must be scored flat."""
-    config: Any = model.config
-    if config._attn_implementation not in {"sdpa", "eager"}:
-        return None
-    return MASKS.get(config.model_type)
-
-
-@dataclass
-class _Tree:
-    """Sequences merged by equal beginnings; node i is a token whose ancestors came before i."""
-
-    tokens: list[int] = field(default_factory=list)
-    parents: list[int] = field(default_factory=list)
-    depths: list[int] = field(default_factory=list)
-    members: list[tuple[int, list[tuple[int, int]]]] = field(default_factory=list)
-    """Per sequence: its group, and (predicting node, token to predict) per scored position."""
-    _children: dict[tuple[int, int], int] = field(default_factory=dict)
-
-    def add(self, group: int, sequence: TokenSequence) -> None:
-        ids, node, path = sequence.input_ids, -1, []
-        for depth in range(_num_inputs(sequence)):
-            key = (node, ids[depth])
-            if (child := self._children.get(key)) is None:
-                child = self._children[key] = len(self.tokens)
-                self.tokens.append(ids[depth])
-                self.parents.append(node)
-                self.depths.append(depth)
-            node = child
-            path.append(node)
-        self.members.append((group, [(path[position - 1], ids[position]) for position in sequence.scored]))
-
-    def num_new_tokens(self, sequence: TokenSequence) -> int:
-        node, length = -1, _num_inputs(sequence)
-        for depth in range(length):
-            child = self._children.get((node, sequence.input_ids[depth]))
-            if child is None:
-                return length - depth
-            node = child
-        return 0
-
-    def mask(self, window: int | None = None) -> NDArray[np.bool_]:
-        """Return n × n: may the token of the row see that of the column?"""
-        size = len(self.tokens)
-        seen = np.eye(size, dtype=np.bool_)
-        for node, parent in enumerate(self.parents):
-            if parent >= 0:
-                seen[node, :node] = seen[parent, :node]
-        if window is not None:
-            depths = np.asarray(self.depths)
-            seen &= depths[:, None] - depths[None, :] < window
-        return seen
-
-
-def _num_inputs(sequence: TokenSequence) -> int:
-    """How many tokens must be read: all before the last scored one."""
-    return sequence.scored[-1] if sequence.scored else 0
-
-
-def _pack(groups: Sequence[Sequence[TokenSequence]], max_groups: int) -> Iterator[_Tree]:
+def _pack(groups: Sequence[Sequence[TokenSequence]], max_groups: int) -> Iterator[TokenTree]:
     """Fill trees up to ``ROW_TOKENS``; a group is divided only where it is longer by itself."""
-    tree, num_groups = _Tree(), 0
+    tree, num_groups = TokenTree(), 0
     for index, group in enumerate(groups):
-        alone = _Tree()
+        alone = TokenTree()
         for sequence in group:
             alone.add(index, sequence)
         # A divided group computes its beginning again in each part: let a part hold as much again.
-        longest = max(map(_num_inputs, group), default=0)
+        longest = max(map(num_inputs, group), default=0)
         limit = max(ROW_TOKENS, 2 * longest)
         if tree.members and (num_groups == max_groups or len(tree.tokens) + len(alone.tokens) > ROW_TOKENS):
             yield tree
-            tree, num_groups = _Tree(), 0
+            tree, num_groups = TokenTree(), 0
         num_groups += 1
         for sequence in group:
             if tree.members and len(tree.tokens) + tree.num_new_tokens(sequence) > limit:
                 yield tree
-                tree, num_groups = _Tree(), 1
+                tree, num_groups = TokenTree(), 1
             tree.add(index, sequence)
     if tree.members:
         yield tree
 
 
-def _score_tree(model: Any, tree: _Tree) -> Iterator[tuple[int, TokenScores]]:
+def _score_tree(model: Any, tree: TokenTree) -> Iterator[tuple[int, TokenScores]]:
     predicting = sorted({node for _, pairs in tree.members for node, _ in pairs})
     if not predicting:
         yield from ((group, TokenScores([], [])) for group, _ in tree.members)
         return
-    device = model.get_input_embeddings().weight.device
-    logits = model(
-        input_ids=torch.tensor([tree.tokens], device=device),
-        position_ids=torch.tensor([tree.depths], device=device),
-        attention_mask=_model_mask(model, tree, device),
-        logits_to_keep=torch.tensor(predicting, device=device),
-        use_cache=False,
-    ).logits[0]
+    logits = tree_logits(model, tree, predicting)
     row_of = {node: row for row, node in enumerate(predicting)}
     wanted = [(row_of[node], token) for _, pairs in tree.members for node, token in pairs]
     nats, hits = _read_logits(logits, wanted)
@@ -201,37 +113,19 @@ def _score_tree(model: Any, tree: _Tree) -> Iterator[tuple[int, TokenScores]]:
         start = end
 
 
-def _model_mask(model: Any, tree: _Tree, device: torch.device) -> Tensor | dict[str, Tensor]:
-    config = model.config
-    dtype = model.get_input_embeddings().weight.dtype
-
-    def ready(window: int | None) -> Tensor:
-        seen = torch.from_numpy(tree.mask(window)).to(device)[None, None]
-        if config._attn_implementation == "sdpa":
-            return seen
-        # Eager attention adds the mask to its scores.
-        return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
-
-    kind = tree_masks(model)
-    if kind == "mapping":
-        windows = {"full_attention": None, "sliding_attention": getattr(config, "sliding_window", None)}
-        return {layer: ready(windows[layer]) for layer in sorted(set(config.layer_types))}
-    return ready(config.sliding_window if kind == "window" else None)
-
-
 def _score_flat(
     model: Any, groups: Sequence[Sequence[TokenSequence]], max_groups: int
 ) -> list[list[TokenScores]]:
     """Score sequence by sequence, longest first, in right-padded batches of about ``ROW_TOKENS``."""
     places = [(i, j) for i, group in enumerate(groups) for j in range(len(group))]
-    places.sort(key=lambda place: -_num_inputs(groups[place[0]][place[1]]))
+    places.sort(key=lambda place: -num_inputs(groups[place[0]][place[1]]))
     results = [[TokenScores([], [])] * len(group) for group in groups]
     device = model.get_input_embeddings().weight.device
-    while places and (width := _num_inputs(groups[places[0][0]][places[0][1]])):
+    while places and (width := num_inputs(groups[places[0][0]][places[0][1]])):
         size = max(1, min(max_groups, ROW_TOKENS // width))
         batch, places = places[:size], places[size:]
         sequences = [groups[i][j] for i, j in batch]
-        rows = [sequence.input_ids[: _num_inputs(sequence)] for sequence in sequences]
+        rows = [sequence.input_ids[: num_inputs(sequence)] for sequence in sequences]
         lengths = torch.tensor([len(row) for row in rows], device=device)
         logits = model(
             input_ids=torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device),

@@ -18,8 +18,9 @@ from torch import nn
 from constrained_adapters.data.examples import Example
 from constrained_adapters.data.tokens import IGNORED, encode_answer, encode_example, encode_prompt
 from constrained_adapters.errors import DataError, TrainingError
-from constrained_adapters.evaluation.likelihood import TokenScores, TokenSequence, score_groups
+from constrained_adapters.evaluation.likelihood import TokenScores, score_groups
 from constrained_adapters.evaluation.samples import special_tokens
+from constrained_adapters.models.token_tree import TokenSequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -23,6 +23,7 @@ from constrained_adapters.training.callbacks import (
     last_whole_checkpoint,
 )
 from constrained_adapters.training.observer import RunObserver
+from constrained_adapters.training.shared_prefix import SharedPrefixTrainer
 
 
 @dataclass
@@ -56,7 +57,8 @@ def train_domain(
     recorder = CurveRecorder()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
-        trainer = Trainer(
+        trainer_class = SharedPrefixTrainer if settings.share_prefixes else Trainer
+        trainer = trainer_class(
             model=model,
             args=training_arguments(settings, learning_rate=learning_rate, seed=seed, folder=folder),
             train_dataset=dataset,

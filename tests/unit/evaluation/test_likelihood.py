@@ -12,7 +12,9 @@ import transformers
 from peft import LoraConfig, get_peft_model
 
 from constrained_adapters.evaluation import likelihood
-from constrained_adapters.evaluation.likelihood import TokenScores, TokenSequence, score_groups
+from constrained_adapters.evaluation.likelihood import TokenScores, score_groups
+from constrained_adapters.models import token_tree
+from constrained_adapters.models.token_tree import TokenSequence
 
 VOCAB = 64
 SIZES = {
@@ -105,7 +107,7 @@ def assert_same(found: list[list[TokenScores]], expected: list[list[TokenScores]
 
 
 def test_every_listed_architecture_is_tested() -> None:
-    assert set(CONFIGS) == set(likelihood.MASKS)
+    assert set(CONFIGS) == set(token_tree.MASKS)
 
 
 # Gemma 2 has no sdpa: its attention scores are capped.
@@ -115,7 +117,7 @@ def test_every_listed_architecture_is_tested() -> None:
 )
 def test_tree_equals_one_by_one(kind: str, attention: str) -> None:
     model, groups = build(kind, attention), make_groups()
-    assert likelihood.tree_masks(model) is not None
+    assert token_tree.tree_masks(model) is not None
     assert_same(score_groups(model, groups, max_groups=4), score_plainly(model, groups))
 
 
@@ -135,14 +137,14 @@ def test_tree_through_adapters(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text"])
 def test_models_without_a_tree_are_scored_flat(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(likelihood, "MASKS", {})
+    monkeypatch.setattr(token_tree, "MASKS", {})
     model, groups = build(kind), make_groups()
     assert_same(score_groups(model, groups, max_groups=4), score_plainly(model, groups))
 
 
 def test_attention_that_takes_no_mask_is_scored_flat(tiny_llama: Any) -> None:
     tiny_llama.config._attn_implementation_internal = "flash_attention_2"
-    assert likelihood.tree_masks(tiny_llama) is None
+    assert token_tree.tree_masks(tiny_llama) is None
 
 
 @pytest.mark.parametrize("row_tokens", [1, 40, 10_000])
@@ -192,9 +194,9 @@ def test_modes_and_gradients_are_left_alone(tiny_llama: Any) -> None:
     assert all(parameter.grad is None for parameter in tiny_llama.parameters())
 
 
-@pytest.mark.parametrize("masks", [likelihood.MASKS, {}])
+@pytest.mark.parametrize("masks", [token_tree.MASKS, {}])
 def test_nothing_to_score(masks: dict[str, Any], tiny_llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(likelihood, "MASKS", masks)
+    monkeypatch.setattr(token_tree, "MASKS", masks)
     assert score_groups(tiny_llama, [], max_groups=1) == []
     assert score_groups(tiny_llama, [[], [TokenSequence([3, 4], [])]], max_groups=1) == [
         [],
