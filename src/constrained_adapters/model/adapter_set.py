@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import unicodedata
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -94,12 +96,7 @@ class AdapterSet(PeftModelForCausalLM):
             ConfigError: The name cannot be one.
             AdapterStateError: The name is taken.
         """
-        name = adapter_name_of(adapter_name)
-        if name in self._states:
-            raise AdapterStateError(
-                f"there is an adapter named {name!r} already",
-                hint="choose another name, or delete_adapter() first",
-            )
+        name = self._new_name(adapter_name)
         settings = self.crma_config
         self._inject(
             name,
@@ -127,10 +124,7 @@ class AdapterSet(PeftModelForCausalLM):
         Raises:
             UnknownNameError: A name is no adapter.
         """
-        names = list(dict.fromkeys(adapter_names))
-        for name in names:
-            self._state(name)
-        self._active = names
+        self._active = list(dict.fromkeys(self._known(name) for name in adapter_names))
         for state in self._states.values():
             state.weight = 1.0
         self._apply_active()
@@ -142,8 +136,8 @@ class AdapterSet(PeftModelForCausalLM):
             AdapterStateError: A named adapter is not active.
             ConfigError: A weight is not a finite number.
         """
-        for name, weight in weights.items():
-            self._state(name)
+        known = {self._known(name): weight for name, weight in weights.items()}
+        for name, weight in known.items():
             if name not in self._active:
                 raise AdapterStateError(
                     f"adapter {name!r} has a weight but is not active",
@@ -152,7 +146,7 @@ class AdapterSet(PeftModelForCausalLM):
                 )
             if not isinstance(weight, int | float) or not math.isfinite(weight):  # type: ignore[redundant-expr]
                 raise ConfigError(f"the weight of adapter {name!r} is not a finite number", got=repr(weight))
-        for name, weight in weights.items():
+        for name, weight in known.items():
             self._states[name].weight = float(weight)
         self._apply_active()
 
@@ -163,11 +157,11 @@ class AdapterSet(PeftModelForCausalLM):
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter and its memory."""
-        self._state(adapter_name)
-        del self._states[adapter_name]
-        self._active = [name for name in self._active if name != adapter_name]
+        deleted = self._known(adapter_name)
+        del self._states[deleted]
+        self._active = [name for name in self._active if name != deleted]
         if self._states:
-            super().delete_adapter(adapter_name)
+            super().delete_adapter(deleted)
         else:
             self.unload()
         self._apply_active()
@@ -193,7 +187,9 @@ class AdapterSet(PeftModelForCausalLM):
             return
         base = self.base_model
         training = self.training
-        super().__init__(base, config, adapter_name=name)  # PEFT wraps a base only together with an adapter
+        with warnings.catch_warnings():  # PEFT asks transformers by a name that is going out of use
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            super().__init__(base, config, adapter_name=name)  # PEFT wraps a base only with an adapter
         self._wrapped = True
         self.train(training)
 
@@ -204,10 +200,25 @@ class AdapterSet(PeftModelForCausalLM):
         self._wrapped = False
         self.train(training)
 
-    def _state(self, name: str) -> AdapterState:
-        if name not in self._states:
+    def _new_name(self, name: str) -> str:
+        normal = adapter_name_of(name)
+        if normal in self._states:
+            raise AdapterStateError(
+                f"there is an adapter named {normal!r} already",
+                got=f"adapters: {self.adapter_names}",
+                hint="choose another name, or delete_adapter() first",
+            )
+        return normal
+
+    def _known(self, name: str) -> str:
+        """The adapter's name as it is kept: NFC, whichever way its accents were typed."""
+        normal = unicodedata.normalize("NFC", name)
+        if normal not in self._states:
             raise UnknownNameError.of("adapter", name, self._states)
-        return self._states[name]
+        return normal
+
+    def _state(self, name: str) -> AdapterState:
+        return self._states[self._known(name)]
 
     def _trainable(self) -> list[str]:
         return [name for name in self._active if not self._states[name].frozen]

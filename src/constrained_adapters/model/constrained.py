@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,10 +72,21 @@ class ConstrainedSet(AdapterSet, ABC):
                 got=f"training {trainable} beside {finished}",
                 hint=f"update_gradient_memory({without[0]!r}) first, or enable_constrained_training(False)",
             )
+        self._warn_of_forgotten(finished)
         if self.crma_config.protect_base and self.base_memory is None:
             self.base_memory = self.make_base_memory()
         kept = [self.base_memory, *(self._states[name].memory for name in finished)]
         return [memory for memory in kept if memory is not None]
+
+    def _warn_of_forgotten(self, finished: list[str]) -> None:
+        states = {name: self._states[name] for name in finished}
+        for name, state in states.items():
+            if state.memory is None and (state.frozen or state.reservoir.num_seen):
+                warnings.warn(
+                    f"adapter {name!r} has no gradient memory: what is trained now may hurt it once both are "
+                    f"active; set_active_adapter({name!r}) and update_gradient_memory({name!r}) first",
+                    stacklevel=5,
+                )
 
     def _note(self, measured: Mapping[str, Tensor]) -> None:
         self.last_measurements = {key: float(value) for key, value in measured.items()}
@@ -110,7 +122,8 @@ class ConstrainedSet(AdapterSet, ABC):
         Raises:
             AdapterStateError: The adapter is not active, or nothing was seen in training.
         """
-        state = self._state(adapter_name)
+        adapter_name = self._known(adapter_name)
+        state = self._states[adapter_name]
         if adapter_name not in self._active:
             raise AdapterStateError(
                 f"adapter {adapter_name!r} is not active, so its domain's gradients cannot be measured",
@@ -165,8 +178,9 @@ class ConstrainedSet(AdapterSet, ABC):
 
     def predicted_increase_nats(self, adapter_name: str) -> dict[str, float]:
         """For each finished domain, the loss increase that its memory predicts for ``adapter_name``'s ΔW."""
-        deltas = {pair.module: delta_weight(pair) for pair in adapter_pairs(self, adapter_name)}
-        others = {n: s.memory for n, s in self._states.items() if n != adapter_name and s.memory is not None}
+        name = self._known(adapter_name)
+        deltas = {pair.module: delta_weight(pair) for pair in adapter_pairs(self, name)}
+        others = {n: s.memory for n, s in self._states.items() if n != name and s.memory is not None}
         if self.base_memory is not None:
             others = {BASE_DOMAIN: self.base_memory, **others}
         return {name: memory.predicted_increase_nats(deltas) for name, memory in others.items()}

@@ -12,7 +12,7 @@ from constrained_adapters.config import BaseConfig, CRMAConfig
 from constrained_adapters.errors import AdapterStateError, ModelError
 from constrained_adapters.memory.kfac import KFACMemory
 from constrained_adapters.memory.reservoir import Reservoir
-from constrained_adapters.model.adapter_set import AdapterState, adapter_name_of
+from constrained_adapters.model.adapter_set import AdapterState
 from constrained_adapters.model.constrained import MEMORY_FILE, ConstrainedSet
 from constrained_adapters.models.load import LoadedBase, load_base
 from constrained_adapters.workspace import atomic_write_bytes, atomic_write_json
@@ -75,6 +75,8 @@ class CRMAModel(ConstrainedSet):
     @classmethod
     def from_base(cls, base: LoadedBase, config: CRMAConfig) -> Self:
         """Build on a base that :func:`~constrained_adapters.models.load_base` has loaded already."""
+        if config.gradient_checkpointing:
+            base.model.activation_checkpointing_enable({"use_reentrant": False})
         return cls(base.model, config, tokenizer=base.tokenizer, fingerprint=base.fingerprint)
 
     @classmethod
@@ -92,7 +94,8 @@ class CRMAModel(ConstrainedSet):
 
     def save_adapter(self, folder: str | Path, adapter_name: str) -> None:
         """Write one adapter as a plain PEFT LoRA folder, with its memory where it has one."""
-        state = self._state(adapter_name)
+        adapter_name = self._known(adapter_name)
+        state = self._states[adapter_name]
         folder = Path(folder)
         facts = {
             "name": adapter_name,
@@ -119,6 +122,7 @@ class CRMAModel(ConstrainedSet):
             **kwargs: Passed to PEFT.
 
         Raises:
+            AdapterStateError: An adapter of the name under which it was saved is there already.
             DataError: No adapter is there.
             ModelError: It belongs to another base, or is no LoRA.
         """
@@ -127,7 +131,7 @@ class CRMAModel(ConstrainedSet):
             return super().load_adapter(str(folder), adapter_name, is_trainable=is_trainable, **kwargs)
         config, facts = read_adapter_config(folder), read_facts(folder)
         self._check_fingerprint(facts.get("base_fingerprint"), folder)
-        name = adapter_name_of(adapter_name or facts.get("name") or folder.name)
+        name = self._new_name(adapter_name or facts.get("name") or folder.name)
         self._inject(name, config)
         position = facts.get("domain_id", len(self._states))
         self._states[name] = AdapterState(
