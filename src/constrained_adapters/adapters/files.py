@@ -41,7 +41,7 @@ def read_adapter_config(folder: Path) -> PeftConfig:
     """PEFT's configuration of the adapter in ``folder``.
 
     Raises:
-        DataError: No adapter is there.
+        DataError: No adapter is there, or its settings are damaged.
         ModelError: It is not a LoRA.
     """
     if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
@@ -51,6 +51,7 @@ def read_adapter_config(folder: Path) -> PeftConfig:
             got=f"{folder}: {there}",
             expected=f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}",
         )
+    _read_json(folder / CONFIG_FILE)
     config: PeftConfig = PeftConfig.from_pretrained(str(folder))
     if str(config.peft_type) not in {"LORA", "PeftType.LORA"}:
         raise ModelError(
@@ -60,7 +61,18 @@ def read_adapter_config(folder: Path) -> PeftConfig:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """The content of ``crma.json``; empty for a LoRA made elsewhere."""
+    """The content of ``crma.json``; empty for a LoRA made elsewhere.
+
+    Raises:
+        DataError: The file is damaged.
+    """
     path = folder / FACTS_FILE
-    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return facts
+    return _read_json(path) if path.is_file() else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError("a file of an adapter is damaged", got=f"{path}: {error}", expected="JSON") from None
+    return content

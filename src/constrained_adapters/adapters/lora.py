@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -65,7 +66,8 @@ def adapter_pairs(model: nn.Module, adapter: str) -> Iterator[AdapterPair]:
             rank, alpha = layer.r[adapter], layer.lora_alpha[adapter]
             a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
             assert isinstance(a, nn.Parameter) and isinstance(b, nn.Parameter)
-            yield AdapterPair(name, a, b, alpha / rank)
+            divisor = math.sqrt(rank) if layer.use_rslora.get(adapter, False) else rank
+            yield AdapterPair(name, a, b, alpha / divisor)
 
 
 @torch.no_grad()

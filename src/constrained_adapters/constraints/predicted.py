@@ -79,9 +79,11 @@ class PredictedGradientConstraint(Constraint):
     @torch.no_grad()
     def before_step(self) -> None:
         """Remove from the gradient what conflicts with the predicted gradients."""
-        if not self._domains or any(p.grad is None for p in self.parameters):
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if not self._domains or not gradients:
+            self._measured = {"removed_ratio": torch.zeros(()), "conflict": torch.zeros(())}
             return
-        gradient = torch.cat([p.grad.float().reshape(-1) for p in self.parameters if p.grad is not None])
+        gradient = torch.cat([g.float().reshape(-1) for g in gradients])
         old = torch.stack([self._predicted(domain) for domain in self._domains])
         if self._kind != "gem":
             old = old.sum(0, keepdim=True)
@@ -93,10 +95,9 @@ class PredictedGradientConstraint(Constraint):
             "conflict": (gradient @ total) / (norm * total.norm().clamp_min(1e-30)),
         }
         start = 0
-        for p in self.parameters:
-            if p.grad is not None:
-                p.grad.add_(change[start : start + p.numel()].view_as(p).to(p.grad.dtype))
-            start += p.numel()
+        for g in gradients:
+            g.add_(change[start : start + g.numel()].view_as(g).to(g.dtype))
+            start += g.numel()
 
     def after_step(self) -> None:
         """Nothing: these methods bind the gradient only."""
@@ -110,12 +111,15 @@ class PredictedGradientConstraint(Constraint):
         return {"num_domains": float(len(self._domains))}
 
     def _predicted(self, domain: Sequence[Curvature]) -> Tensor:
+        """∇p of the parameters that have a gradient; the others do not move."""
         parts = []
         for pair, curvature in zip(self._pairs, domain, strict=True):
             a, b = pair.a.float(), pair.b.float()
             seen, pushed = a @ curvature.inputs, curvature.outputs @ b
-            parts.append((pair.scaling**2 * (b.T @ pushed) @ seen).reshape(-1))
-            parts.append((pair.scaling**2 * pushed @ (seen @ a.T)).reshape(-1))
+            if pair.a.grad is not None:
+                parts.append((pair.scaling**2 * (b.T @ pushed) @ seen).reshape(-1))
+            if pair.b.grad is not None:
+                parts.append((pair.scaling**2 * pushed @ (seen @ a.T)).reshape(-1))
         return torch.cat(parts)
 
 

@@ -58,7 +58,10 @@ class SubspaceConstraint(Constraint):
         """Project each gradient of A off its basis."""
         removed: list[Tensor] = []
         gradients = [p.grad for p in self._all if p.grad is not None]
-        whole = torch.stack(torch._foreach_norm(gradients)).square().sum()
+        if not gradients:
+            self._removed = torch.zeros(())
+            return
+        whole = torch.stack(torch._foreach_norm(gradients, 2, torch.float32)).square().sum()
         for matrix, basis in self._bound:
             if matrix.grad is not None:
                 inside = matrix.grad.float() @ basis

@@ -68,10 +68,10 @@ def gather_statistics(
 
     Args:
         model: A causal LM; called with ``input_ids`` and ``attention_mask``, gives ``logits``.
-            Its parameters, their gradients and its training mode are left as they were.
+            Its parameters, their gradients and its modules' training modes are left as they were.
         modules: The adapted linear layers by name.
         batches: Each with ``input_ids``, ``attention_mask`` and ``labels`` (b, s); tokens whose
-            label is −100 carry no loss.
+            label is −100 carry no loss, and rows of only such tokens are left out.
         generator: CPU source of the drawn labels; the global random state is not touched.
 
     Returns:
@@ -98,10 +98,13 @@ def gather_statistics(
 def _one_batch(
     model: nn.Module, batch: Mapping[str, Tensor], stats: Statistics, generator: torch.Generator
 ) -> None:
+    # Row by row, so that it does not matter which rows share a batch.
+    counts = (batch["labels"][:, 1:] != -100).any(dim=1)
+    if not bool(counts.any()):
+        return
+    batch = {key: batch[key][counts] for key in ("input_ids", "attention_mask", "labels")}
     labels = batch["labels"][:, 1:]
     place = labels != -100
-    if not bool(place.any()):
-        return
     stats.mask = batch["attention_mask"].bool().reshape(-1)
     out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     logits = out.logits[:, :-1][place].float()
@@ -130,7 +133,7 @@ def _draw(log_probs: Tensor, generator: torch.Generator) -> Tensor:
 def _recording(model: nn.Module, modules: Mapping[str, nn.Module], stats: Statistics) -> Iterator[None]:
     """Hooks that add each batch's terms; parameters are frozen meanwhile, so no weight gradient is made."""
     required = {name: p.requires_grad for name, p in model.named_parameters()}
-    training, handles = model.training, []
+    modes, handles = {module: module.training for module in model.modules()}, []
     last_input: list[tuple[Tensor | None, str]] = [(None, "")]
 
     def forward_hook(name: str) -> Any:
@@ -172,7 +175,8 @@ def _recording(model: nn.Module, modules: Mapping[str, nn.Module], stats: Statis
             handle.remove()
         for name, p in model.named_parameters():
             p.requires_grad_(required[name])
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
 
 
 def _add(table: dict[str, Tensor], key: str, term: Tensor) -> None:

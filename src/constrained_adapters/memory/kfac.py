@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -118,18 +119,22 @@ class KFACMemory:
             with safe_open(path, "pt") as file:
                 facts = json.loads(file.metadata()["constrained_adapters"])
                 tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+            if facts["format_version"] == FORMAT_VERSION:
+                return cls._from_file(facts, tensors)
         except Exception as error:
             raise WorkspaceError(
                 "a gradient memory cannot be read",
-                got=f"{path}: {error}",
+                got=f"{path}: {type(error).__name__}: {error}",
                 hint="make it again from its domain",
             ) from None
-        if facts["format_version"] != FORMAT_VERSION:
-            raise WorkspaceError(
-                "a gradient memory is of another format version",
-                got=f"{facts['format_version']} in {path}",
-                expected=str(FORMAT_VERSION),
-            )
+        raise WorkspaceError(
+            "a gradient memory is of another format version",
+            got=f"{facts['format_version']} in {path}",
+            expected=str(FORMAT_VERSION),
+        )
+
+    @classmethod
+    def _from_file(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> KFACMemory:
         inputs: dict[str, dict[str, Factor]] = {}
         outputs: dict[str, Factor] = {}
         for label, rest in facts["rests"].items():

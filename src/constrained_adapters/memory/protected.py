@@ -27,13 +27,22 @@ def protected_bases(memories: Iterable[KFACMemory], kind: str, share: float) -> 
         kind: Which input factor counts: ``weighted`` (by the Fisher) or ``energy``.
         share: Of each domain's trace that must lie in the basis, 0 … 1.
     """
+    kept = list(memories)
     bases: dict[str, Tensor] = {}
-    groups: dict[str, str] = {}
-    for memory in memories:
-        groups.update(memory.groups)
-        for key, factor in memory.inputs.items():
-            bases[key] = extend_basis(bases.get(key), factor[kind], share)
-    return {module: bases[key] for module, key in groups.items()}
+    shared: dict[tuple[tuple[int, str], ...], Tensor] = {}
+    for module in dict.fromkeys(module for memory in kept for module in memory.groups):
+        # Which modules share an input can differ between memories: it depends on what was adapted then.
+        sources = tuple(
+            (i, memory.groups[module]) for i, memory in enumerate(kept) if module in memory.groups
+        )
+        if sources not in shared:
+            basis: Tensor | None = None
+            for index, key in sources:
+                basis = extend_basis(basis, kept[index].inputs[key][kind], share)
+            assert basis is not None
+            shared[sources] = basis
+        bases[module] = shared[sources]
+    return bases
 
 
 def extend_basis(basis: Tensor | None, factor: Factor, share: float) -> Tensor:

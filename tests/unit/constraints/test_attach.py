@@ -1,0 +1,242 @@
+"""The constraint reaches every optimizer of its parameters, no other, and leaves no trace."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW
+from torch.optim import optimizer as torch_optimizer
+
+from constrained_adapters.adapters.lora import adapter_pairs, lora_config, start_small
+from constrained_adapters.constraints import SubspaceConstraint
+from constrained_adapters.constraints.attach import attach
+from constrained_adapters.errors import TrainingError
+
+
+def num_global_hooks() -> tuple[int, int]:
+    return (
+        len(torch_optimizer._global_optimizer_pre_hooks),
+        len(torch_optimizer._global_optimizer_post_hooks),
+    )
+
+
+@pytest.fixture(autouse=True)
+def no_hook_is_left():
+    before = num_global_hooks()
+    yield
+    assert num_global_hooks() == before
+
+
+@pytest.fixture
+def force(request):
+    """Attach a constraint that comes off after the test."""
+
+    def put(constraint, **arguments):
+        attachment = attach(constraint, **{"domain": "law", **arguments})
+        request.addfinalizer(attachment.remove)
+        return attachment
+
+    return put
+
+
+def bases_of(pairs) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    return {
+        pair.module: torch.linalg.qr(torch.randn(pair.a.shape[1], 3, generator=generator)).Q for pair in pairs
+    }
+
+
+def subspace(pairs) -> SubspaceConstraint:
+    constraint = SubspaceConstraint(
+        {pair.module: pair.a for pair in pairs}, bases_of(pairs), free=[pair.b for pair in pairs]
+    )
+    constraint.after_step()
+    return constraint
+
+
+def leak(pairs) -> float:
+    return max(float((pair.a.detach() @ bases_of(pairs)[pair.module]).abs().max()) for pair in pairs)
+
+
+def parameters(pairs) -> list[nn.Parameter]:
+    return [p for pair in pairs for p in (pair.a, pair.b)]
+
+
+@pytest.mark.parametrize("order", ["optimizer first", "constraint first"])
+def test_an_optimizer_is_bound_whether_made_before_or_after(make_pairs, set_gradients, force, order):
+    pairs = make_pairs()
+    if order == "optimizer first":
+        optimizer = AdamW(parameters(pairs), lr=0.1)
+        force(subspace(pairs))
+    else:
+        force(subspace(pairs))
+        optimizer = AdamW(parameters(pairs), lr=0.1)
+    set_gradients(pairs)
+    optimizer.step()
+    assert leak(pairs) < 1e-5
+
+
+def test_parameters_added_to_an_optimizer_later_are_bound_too(make_pairs, set_gradients, force):
+    pairs, other = make_pairs(), nn.Parameter(torch.zeros(2))
+    force(subspace(pairs))
+    optimizer = SGD([other], lr=0.1)
+    other.grad = torch.ones(2)
+    optimizer.step()
+    optimizer.add_param_group({"params": parameters(pairs)})
+    set_gradients(pairs)
+    optimizer.step()
+    assert leak(pairs) < 1e-5
+
+
+def test_optimizers_of_other_parameters_are_untouched(make_pairs, set_gradients, force):
+    calls = []
+    force(subspace(make_pairs()), on_step=calls.append)
+    stepped = []
+    for bound in (False, True):
+        others = make_pairs(seed=9)
+        attachment = force(subspace(make_pairs())) if bound else None
+        optimizer = AdamW(parameters(others), lr=0.1)
+        set_gradients(others)
+        optimizer.step()
+        stepped.append([p.detach() for p in parameters(others)])
+        assert attachment is None or not calls
+    assert all(torch.equal(a, b) for a, b in zip(*stepped, strict=True))
+    assert leak(others) > 0.1
+    broken = nn.Parameter(torch.ones(2))
+    broken.grad = torch.full((2,), float("nan"))
+    SGD([broken], lr=0.1).step()  # somebody else's problem
+
+
+def test_after_remove_steps_are_free_and_removing_twice_is_harmless(make_pairs, set_gradients, force):
+    pairs = make_pairs()
+    attachment = force(subspace(pairs))
+    attachment.remove()
+    attachment.remove()
+    optimizer = SGD(parameters(pairs), lr=0.1)
+    set_gradients(pairs)
+    optimizer.step()
+    assert leak(pairs) > 0.01
+
+
+def test_it_comes_off_when_its_owner_is_freed(make_pairs):
+    class Owner:
+        pass
+
+    before, owner, pairs = num_global_hooks(), Owner(), make_pairs()
+    constraint = subspace(pairs)
+    attach(constraint, domain="law", owner=owner)
+    assert num_global_hooks() != before
+    alive = weakref.ref(constraint)
+    del owner, constraint
+    gc.collect()
+    assert num_global_hooks() == before and alive() is None
+
+
+def test_measurements_arrive_once_per_optimizer_step(make_pairs, set_gradients, force):
+    pairs, seen = make_pairs(), []
+    force(subspace(pairs), on_step=lambda measured: seen.append(float(measured["removed_ratio"])))
+    optimizer = AdamW(parameters(pairs), lr=0.1)
+    for step in range(3):
+        set_gradients(pairs, step)
+        optimizer.step()
+    assert len(seen) == 3 and all(0.0 < ratio < 1.0 for ratio in seen)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("where", [0, 1], ids=["bound A", "free B"])
+def test_a_gradient_that_is_not_finite_stops_before_anything_changes(
+    make_pairs, set_gradients, force, bad, where
+):
+    pairs = make_pairs()
+    force(subspace(pairs))
+    optimizer = AdamW(parameters(pairs), lr=0.1)
+    set_gradients(pairs)
+    optimizer.step()
+    before = [p.detach().clone() for p in parameters(pairs)]
+    parameters(pairs)[where].grad[0, 0] = bad
+    with pytest.raises(TrainingError, match=r"the gradient of domain 'law' is not finite at step 2"):
+        optimizer.step()
+    assert all(torch.equal(p, was) for p, was in zip(parameters(pairs), before, strict=True))
+
+
+def test_a_step_without_any_gradient_does_nothing(make_pairs, force):
+    pairs = make_pairs()
+    force(subspace(pairs))
+    before = [p.detach().clone() for p in parameters(pairs)]
+    AdamW(parameters(pairs), lr=0.1).step()
+    for p, was in zip(parameters(pairs), before, strict=True):
+        torch.testing.assert_close(p.detach(), was, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def adapted(tiny_llama):
+    from peft import get_peft_model
+
+    targets = ["q_proj", "v_proj", "o_proj"]
+    torch.manual_seed(3)
+    model = get_peft_model(
+        tiny_llama, lora_config(rank=4, residual_scaling=2.0, targets=targets, layers_to_transform=None)
+    )
+    start_small(model, "default", 0.01)
+    return model
+
+
+@pytest.fixture
+def token_rows():
+    ids = torch.randint(3, 259, (8, 10), generator=torch.Generator().manual_seed(8)).tolist()
+    return [{"input_ids": row, "labels": row} for row in ids]
+
+
+def run_trainer(model, rows, folder, **arguments) -> None:
+    from transformers import Trainer, TrainingArguments, default_data_collator
+
+    settings = {"max_steps": 4, "per_device_train_batch_size": 2, "learning_rate": 0.01, "use_cpu": True}
+    settings |= {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "weight_decay": 0.1}
+    settings |= {"dataloader_pin_memory": False, "logging_strategy": "no", **arguments}
+    args = TrainingArguments(output_dir=str(folder), **settings)
+    Trainer(model=model, args=args, train_dataset=rows, data_collator=default_data_collator).train()
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adafactor"])
+def test_the_plain_trainer_is_bound_once_per_accumulated_step(adapted, token_rows, tmp_path, force, optim):
+    pairs, seen = list(adapter_pairs(adapted, "default")), []
+    force(subspace(pairs), on_step=seen.append)
+    start = [p.detach().clone() for p in parameters(pairs)]
+    run_trainer(adapted, token_rows, tmp_path, gradient_accumulation_steps=2, optim=optim)
+    assert len(seen) == 4
+    assert leak(pairs) < 1e-5
+    assert all(not torch.equal(p, was) for p, was in zip(parameters(pairs), start, strict=True))
+
+
+def test_accumulation_of_a_bare_loop_equals_one_large_batch(adapted, token_rows, force):
+    ids = torch.tensor([row["input_ids"] for row in token_rows])
+    pairs = list(adapter_pairs(adapted, "default"))
+    force(subspace(pairs))
+    start = [p.detach().clone() for p in parameters(pairs)]
+    ends = []
+    for num_parts in (1, 4):
+        for p, was in zip(parameters(pairs), start, strict=True):
+            p.data.copy_(was)
+        optimizer = SGD(parameters(pairs), lr=0.5, momentum=0.9)
+        for _ in range(3):
+            optimizer.zero_grad()
+            for part in ids.chunk(num_parts):
+                (adapted(input_ids=part, labels=part).loss / num_parts).backward()
+            optimizer.step()
+        assert leak(pairs) < 1e-5
+        ends.append([p.detach().clone() for p in parameters(pairs)])
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_a_broken_example_stops_the_trainer_before_the_weights_break(adapted, token_rows, tmp_path, force):
+    pairs = list(adapter_pairs(adapted, "default"))
+    force(subspace(pairs))
+    pairs[-1].b.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(TrainingError, match="not finite at step 1"):
+        run_trainer(adapted, token_rows, tmp_path, max_grad_norm=0.0)
+    assert all(bool(torch.isfinite(p).all()) for p in parameters(pairs))

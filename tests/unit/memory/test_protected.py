@@ -1,0 +1,123 @@
+"""The protected directions of many domains."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from constrained_adapters.memory.factors import Factor
+from constrained_adapters.memory.kfac import KFACMemory
+from constrained_adapters.memory.protected import extend_basis, protected_bases
+
+steady = settings(deadline=None, derandomize=True, max_examples=60)
+# The eigenvectors of a memory are rounded to bfloat16, so they are orthonormal to about 1 %.
+ROUNDING = 0.01
+
+
+def factor(width: int, rank: int, seed: int, *, rounded: bool = True) -> Factor:
+    generator = torch.Generator().manual_seed(seed)
+    columns = torch.randn(width, rank, generator=generator) * torch.logspace(0, -1, rank)
+    made = Factor.from_dense(columns @ columns.T, 0.97)
+    vectors = made.vectors.to(torch.bfloat16).float() if rounded else made.vectors
+    return Factor(vectors, made.values, made.rest)
+
+
+def held(basis: torch.Tensor, domain: Factor) -> float:
+    """Share of what the factor's eigenvectors hold that lies in the basis."""
+    weighted = domain.vectors * domain.values.sqrt()
+    return float((basis.T @ weighted).square().sum() / domain.values.sum())
+
+
+def extended(domains, share: float) -> torch.Tensor:
+    basis = None
+    for domain in domains:
+        basis = extend_basis(basis, domain, share)
+    return basis
+
+
+@steady
+@given(st.integers(2, 24), st.floats(0.3, 1.0), st.integers(1, 20), st.integers(0, 500))
+def test_every_domain_is_held_by_an_orthonormal_basis_that_only_grows(width, share, num_domains, seed):
+    domains = [factor(width, 1 + (seed + i) % width, 1000 * seed + i) for i in range(num_domains)]
+    basis = None
+    for domain in domains:
+        larger = extend_basis(basis, domain, share)
+        assert larger.shape[0] == width and larger.shape[1] <= width
+        assert (larger.T @ larger - torch.eye(larger.shape[1])).abs().max() < 1e-5
+        if basis is not None:
+            assert larger.shape[1] >= basis.shape[1]
+            assert (larger @ (larger.T @ basis) - basis).abs().max() < 1e-4
+        basis = larger
+    for domain in domains:
+        assert held(basis, domain) >= share - ROUNDING
+
+
+@steady
+@given(st.floats(0.3, 0.99), st.integers(0, 500))
+def test_a_domain_adds_the_fewest_directions(share, seed):
+    domain = factor(16, 16, seed, rounded=False)
+    basis = extend_basis(None, domain, share)
+    count = basis.shape[1]
+    assert count == int((domain.values.cumsum(0) / domain.values.sum() < share - 1e-6).sum()) + 1
+    assert extend_basis(basis, domain, share) is basis
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_order_of_twenty_domains_breaks_nothing(seed):
+    domains = [factor(40, 4, i) for i in range(20)]
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(seed)).tolist()
+    basis = extended([domains[i] for i in order], 0.9)
+    reference = extended(domains, 0.9)
+    assert basis.shape[1] <= 40
+    assert abs(basis.shape[1] - reference.shape[1]) <= 3
+    assert min(held(basis, domain) for domain in domains) >= 0.9 - ROUNDING
+
+
+def test_a_hundred_domains_never_take_more_than_all_directions():
+    basis = extended([factor(12, 12, i) for i in range(100)], 1.0)
+    assert basis.shape == (12, 12)
+
+
+def test_share_zero_protects_nothing_and_share_one_everything():
+    domain = factor(10, 4, 0)
+    assert extend_basis(None, domain, 0.0).shape == (10, 0)
+    assert extend_basis(None, domain, 1.0).shape == (10, domain.values.numel())
+
+
+def test_a_domain_without_curvature_adds_nothing():
+    zero = Factor.from_dense(torch.zeros(6, 6), 0.9)
+    assert extend_basis(None, zero, 0.9).shape == (6, 0)
+    basis = extend_basis(None, factor(6, 3, 1), 0.9)
+    assert extend_basis(basis, zero, 0.9) is basis
+
+
+def memory(groups: dict[str, str], inputs: dict[str, Factor]) -> KFACMemory:
+    both = {key: {"energy": value, "weighted": value} for key, value in inputs.items()}
+    return KFACMemory("d", "", groups, both, {})
+
+
+def test_modules_with_one_input_share_one_tensor_and_others_do_not():
+    groups = {"q": "q", "v": "q", "o": "o"}
+    memories = [memory(groups, {"q": factor(12, 3, i), "o": factor(8, 3, 50 + i)}) for i in range(3)]
+    bases = protected_bases(memories, "energy", 0.9)
+    assert list(bases) == ["q", "v", "o"]
+    assert bases["q"] is bases["v"] and bases["o"].shape[0] == 8
+    expected = extended([kept.inputs["q"]["energy"] for kept in memories], 0.9)
+    assert torch.equal(bases["q"], expected)
+
+
+def test_a_domain_stays_protected_where_a_later_memory_groups_its_modules_otherwise():
+    """With q and v adapted they share a key; where v alone was adapted, v is its own."""
+    alone, together = factor(12, 2, 1), factor(12, 2, 2)
+    memories = [memory({"v": "v"}, {"v": alone}), memory({"q": "q", "v": "q"}, {"q": together})]
+    bases = protected_bases(memories, "weighted", 0.9)
+    assert held(bases["v"], alone) >= 0.9 - ROUNDING
+    assert held(bases["v"], together) >= 0.9 - ROUNDING
+    assert held(bases["q"], together) >= 0.9 - ROUNDING
+    assert bases["q"].shape[1] < bases["v"].shape[1]
+
+
+def test_without_memories_there_is_nothing_to_protect():
+    assert protected_bases([], "energy", 0.9) == {}
