@@ -33,11 +33,17 @@ class AdapterPair:
 
 
 def lora_config(
-    *, rank: int, residual_scaling: float, targets: list[str], layers_to_transform: list[int] | None
+    *,
+    rank: int,
+    residual_scaling: float,
+    targets: list[str],
+    layers_to_transform: list[int] | None,
+    transposed: bool = False,
 ) -> LoraConfig:
     """PEFT's configuration of one CRMA adapter: a plain LoRA that every engine can read.
 
     ``lora_alpha`` is ``residual_scaling · rank``, so that PEFT's ``alpha / r`` is the scaling.
+    ``transposed`` says that the layers keep W as d_in × d_out, as GPT-2's Conv1D does.
     """
     return LoraConfig(
         task_type="CAUSAL_LM",
@@ -47,6 +53,7 @@ def lora_config(
         target_modules=targets,
         layers_to_transform=layers_to_transform,
         init_lora_weights=True,
+        fan_in_fan_out=transposed,
     )
 
 

@@ -25,7 +25,8 @@ def protected_bases(memories: Iterable[KFACMemory], kind: str, share: float) -> 
     Args:
         memories: Of the finished domains, oldest first; the order matters little.
         kind: Which input factor counts: ``weighted`` (by the Fisher) or ``energy``.
-        share: Of each domain's trace that must lie in the basis, 0 … 1.
+        share: Of each domain's trace that must lie in the basis, 0 … 1; counted over the eigenvectors that
+            its memory keeps, not over the rest (at most 3 % of the trace for those a CRMAModel makes).
     """
     kept = list(memories)
     bases: dict[str, Tensor] = {}

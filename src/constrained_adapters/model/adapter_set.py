@@ -69,6 +69,7 @@ class AdapterSet(PeftModelForCausalLM):
         self._active: list[str] = []
         self._wrapped = False
         self._targets = resolve_targets(base, config.domain_specific_layers, config.layers_to_transform)
+        self._transposed = any(type(base.get_submodule(name)).__name__ == "Conv1D" for name in self._targets)
         for parameter in base.parameters():
             parameter.requires_grad_(False)
 
@@ -105,6 +106,7 @@ class AdapterSet(PeftModelForCausalLM):
                 residual_scaling=settings.residual_scaling,
                 targets=self._targets,
                 layers_to_transform=None,
+                transposed=self._transposed,
             ),
         )
         start_small(self, name, settings.init_std)

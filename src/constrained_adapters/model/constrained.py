@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from abc import ABC
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ class ConstrainedSet(AdapterSet, ABC):
         pairs = [pair for name in trainable for pair in adapter_pairs(self, name)]
         constraint = make_constraint(pairs, memories, self.crma_config)
         constraint.after_step()
-        self._attachment = attach(constraint, domain=", ".join(trainable), on_step=self._note)
+        self._attachment = attach(
+            constraint, domain=", ".join(trainable), on_step=_note_in(weakref.ref(self)), owner=self
+        )
 
     def _memories_for(self, trainable: list[str]) -> list[KFACMemory]:
         finished = [name for name in self._states if name not in trainable]
@@ -87,9 +90,6 @@ class ConstrainedSet(AdapterSet, ABC):
                     f"active; set_active_adapter({name!r}) and update_gradient_memory({name!r}) first",
                     stacklevel=5,
                 )
-
-    def _note(self, measured: Mapping[str, Tensor]) -> None:
-        self.last_measurements = {key: float(value) for key, value in measured.items()}
 
     def constraint_facts(self) -> dict[str, float]:
         """Fixed facts of the constraint in force, such as ``closed_ratio``; empty where there is none."""
@@ -204,3 +204,14 @@ class ConstrainedSet(AdapterSet, ABC):
                 expected=f"{self.base_fingerprint} ({self.crma_config.base_model_name})",
                 hint="load the base it was trained on; a changed context length or changed weights count too",
             )
+
+
+def _note_in(model: weakref.ref[ConstrainedSet]) -> Callable[[Mapping[str, Tensor]], None]:
+    """What writes a step's measurements into ``model`` without keeping it in memory."""
+
+    def note(measured: Mapping[str, Tensor]) -> None:
+        there = model()
+        if there is not None:
+            there.last_measurements = {key: float(value) for key, value in measured.items()}
+
+    return note

@@ -88,3 +88,21 @@ def test_start_values_follow_the_global_seed_alone(tiny_llama):
         drawn.append([pair.a.detach().clone() for pair in adapter_pairs(model, "default")])
     assert all(torch.equal(a, b) for a, b in zip(drawn[0], drawn[1], strict=True))
     assert not torch.equal(drawn[0][0], drawn[2][0])
+
+
+def test_layers_that_keep_their_weight_transposed_are_adapted_without_a_warning():
+    """Warnings are errors here; PEFT warns where it must correct the setting itself."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"vocab_size": 32, "n_positions": 16, "n_embd": 12, "n_layer": 1, "n_head": 2}
+    base = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=1))
+    layer = base.transformer.h[0].attn.c_attn
+    weight = layer.weight.detach().clone()
+    model = adapted(base, targets=["c_attn"], transposed=True)
+    torch.manual_seed(0)
+    start_small(model, "default", 0.1)
+    (pair,) = adapter_pairs(model, "default")
+    assert pair.a.shape == (4, 12) and pair.b.shape == (36, 4)
+    delta = delta_weight(pair)
+    merged = model.merge_and_unload().transformer.h[0].attn.c_attn.weight
+    torch.testing.assert_close(merged.detach() - weight, delta.T, rtol=1e-4, atol=1e-6)
