@@ -7,7 +7,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; d
 # Two torch processes of two threads each are many times slower than one thread each; no test may reach a hub.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
-.PHONY: help install demo test test-all static check docs lock clean
+.PHONY: help install demo test test-all static check docs bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Print this list
@@ -41,6 +41,9 @@ check: static test  ## Everything that CI checks
 
 docs: install  ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+bench: install  ## Measure a constrained step against a plain LoRA step; JSON into benchmarks/results/
+	$(BIN)/python benchmarks/step.py
 
 lock: ## Renew constraints.txt from a clean install
 	$(PYTHON) scripts/lock.py
