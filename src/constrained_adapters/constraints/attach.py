@@ -57,7 +57,7 @@ class Attachment:
         return any(id(p) in self._bound_ids for group in optimizer.param_groups for p in group["params"])
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._binds(optimizer):
+        if not self._binds(optimizer) or _overflowed(optimizer):
             return
         parameters = (p for group in optimizer.param_groups for p in group["params"])
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -77,6 +77,12 @@ class Attachment:
         self._num_steps += 1
         if self._on_step is not None:
             self._on_step(self.constraint.measurements())
+
+
+def _overflowed(optimizer: Optimizer) -> bool:
+    """Whether a gradient scaler found a float16 overflow: a fused optimizer skips such a step by itself."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
 
 
 def attach(

@@ -163,6 +163,28 @@ def test_a_gradient_that_is_not_finite_stops_before_anything_changes(
     assert all(torch.equal(p, was) for p, was in zip(parameters(pairs), before, strict=True))
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_overflow_of_scaled_float16_gradients_is_left_to_the_scaler(
+    make_pairs, set_gradients, force, fused
+):
+    """Its first scales are meant to overflow: the step is skipped and the next scale is smaller."""
+    pairs, scaler = make_pairs(), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    force(subspace(pairs))
+    optimizer = AdamW(parameters(pairs), lr=0.1, fused=fused)
+    before = [p.detach().clone() for p in parameters(pairs)]
+    for overflows in (True, False):
+        scaler.scale(torch.zeros(()))  # makes the scale
+        set_gradients(pairs)
+        for p in parameters(pairs):
+            p.grad.mul_(float("inf") if overflows else scaler.get_scale())
+        scaler.step(optimizer)
+        scaler.update()
+        still = [torch.allclose(p, was, atol=1e-5) for p, was in zip(parameters(pairs), before, strict=True)]
+        assert all(still) if overflows else not any(still)
+    assert scaler.get_scale() == 512.0
+    assert leak(pairs) < 1e-5
+
+
 def test_a_step_without_any_gradient_does_nothing(make_pairs, force):
     pairs = make_pairs()
     force(subspace(pairs))

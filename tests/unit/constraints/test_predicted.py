@@ -165,6 +165,22 @@ def test_gem_keeps_the_predicted_increase_of_every_domain_from_rising(make_pairs
     torch.testing.assert_close(after, nearest(before.double(), rows), rtol=1e-3, atol=1e-4)
 
 
+def test_agem_binds_the_sum_alone_and_gem_every_domain(make_pairs, make_memory):
+    memories = [make_memory(i) for i in range(3)]
+    found = {}
+    for kind in ("agem", "gem"):
+        pairs = make_pairs()
+        rows = torch.stack([predicted(pairs, memory) for memory in memories])
+        # Against the first domain, which the sum outweighs: no conflict for A-GEM.
+        against = rows.sum(0) / rows.sum(0).norm() - 1.1 * rows[0] / rows[0].norm()
+        assert float(rows[0] @ against) < 0.0 < float(rows.sum(0) @ against)
+        put(pairs, against)
+        make_constraint(pairs, memories, config(kind, 1.0 - 1e-9)).before_step()
+        found[kind] = gradients(pairs).double()
+    torch.testing.assert_close(found["agem"], against, rtol=1e-5, atol=1e-6)
+    assert float(rows[0] @ found["gem"] / rows[0].norm()) >= -1e-5
+
+
 @pytest.mark.parametrize("kind", ["gem", "agem", "diagonal"])
 def test_strength_scales_what_is_removed(make_pairs, make_memory, kind):
     removed = []
