@@ -141,7 +141,7 @@ class ConstrainedSet(AdapterSet, ABC):
             )
         limit = max_examples or min(self.crma_config.gradient_memory_size, max(64, seen // 20))
         state.memory = self._measure(adapter_name, rows[:limit], batch_size, seed=state.domain_id + 1)
-        if state.folder is not None:
+        if state.folder is not None and state.folder.is_dir():  # not where it has been moved away since
             atomic_write_bytes(state.folder / MEMORY_FILE, state.memory.to_bytes())
         self._active_changed()
         return state.memory

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from constrained_adapters.config import TrainingConfig
 from constrained_adapters.data.tokens import TokenDataset, collate
-from constrained_adapters.errors import TrainingError
+from constrained_adapters.errors import TrainingError, UnknownNameError
 from constrained_adapters.model import CRMAModel
 from constrained_adapters.training.callbacks import (
     CheckpointSealer,
@@ -24,6 +25,7 @@ from constrained_adapters.training.callbacks import (
 )
 from constrained_adapters.training.observer import RunObserver
 from constrained_adapters.training.shared_prefix import SharedPrefixTrainer
+from constrained_adapters.workspace.atomic import disk_errors
 
 
 @dataclass
@@ -52,6 +54,7 @@ def train_domain(
 
     Raises:
         TrainingError: The loss is not finite, or memory ran out.
+        WorkspaceError: No space is left for a checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
     recorder = CurveRecorder()
@@ -68,7 +71,8 @@ def train_domain(
         _drop_printing(trainer)
         checkpoint = last_whole_checkpoint(folder)
         try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            with disk_errors(folder):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except torch.OutOfMemoryError:
             raise TrainingError(
                 f"no memory is left while training domain {domain!r}",
@@ -76,6 +80,17 @@ def train_domain(
                 hint="smaller batch_size, more gradient_accumulation_steps, or gradient_checkpointing",
             ) from None
     return _record(trainer, domain)
+
+
+def check_optimizer(name: str) -> None:
+    """Refuse an optimizer that Trainer does not have.
+
+    Raises:
+        UnknownNameError: There is none of this name.
+    """
+    known = [str(optimizer.value) for optimizer in OptimizerNames]
+    if name not in known:
+        raise UnknownNameError.of("optimizer", name, known, where="training.optimizer")
 
 
 def training_arguments(

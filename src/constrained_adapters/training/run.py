@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import resource
 import sys
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,12 +13,13 @@ from typing import Any
 import torch
 
 from constrained_adapters.config import DomainConfig, MethodConfig, RunConfig
-from constrained_adapters.data.examples import Domain, Example
+from constrained_adapters.data.examples import Example, fingerprint_examples
 from constrained_adapters.data.load import load_domain
 from constrained_adapters.model import CRMAModel
 from constrained_adapters.models.load import LoadedBase, load_base
 from constrained_adapters.recipes import find_recipe, model_config
 from constrained_adapters.results import RunResult
+from constrained_adapters.training.domain import check_optimizer
 from constrained_adapters.training.observer import RunObserver, SilentObserver
 from constrained_adapters.training.record import method_result
 from constrained_adapters.training.sequence import DomainSequence, Prepared
@@ -45,6 +45,7 @@ def run_config(config: RunConfig, *, observer: RunObserver | None = None, fresh:
     observer = observer or SilentObserver()
     for method in config.methods:
         find_recipe(method)
+    check_optimizer(config.training.optimizer)
     domains = tuple(load_domain(domain, config.seed) for domain in config.domains)
     for domain in domains:
         for note in domain.notes:
@@ -54,15 +55,16 @@ def run_config(config: RunConfig, *, observer: RunObserver | None = None, fresh:
     prepared = Prepared(domains, general_texts(config), base.tokenizer)
     results = []
     for index, method in enumerate(config.methods):
+        # Before anything is written down, so that a wrong setting can be put right and the run begun.
+        model = CRMAModel.from_base(base, model_config(method, config.base, config.adapter))
         workspace = Workspace(config.output / method.name)
         with workspace.lock():
             if fresh:
                 workspace.clear()
             workspace.remember_base(base.fingerprint, base.description)
-            workspace.remember_settings(_fixed_settings(config, method, domains), growing=("domains",))
+            workspace.remember_settings(_fixed_settings(config, method, prepared), growing=("domains",))
             if index == 0:
                 atomic_write_text(config.output / "crma.yaml", dump_config(config))
-            model = CRMAModel.from_base(base, model_config(method, config.base, config.adapter))
             first = config.output / config.methods[0].name
             base_row = Workspace(first).evaluation(0) if index else None
             DomainSequence(model, workspace, prepared, config, method, observer).run(base_row)
@@ -99,15 +101,16 @@ def _as_text(example: Example) -> str:
     return example.text if example.text is not None else f"{example.task_prompt}\n{example.reference}"
 
 
-def _fixed_settings(config: RunConfig, method: MethodConfig, domains: Sequence[Domain]) -> dict[str, Any]:
-    """What the numbers of a method depend on."""
+def _fixed_settings(config: RunConfig, method: MethodConfig, prepared: Prepared) -> dict[str, Any]:
+    """What the numbers of a method depend on; texts by what they say, so that a run's folder can be moved."""
     return {
         "seed": config.seed,
         "adapter": config.adapter.model_dump(mode="json"),
         "training": config.training.model_dump(mode="json"),
-        "evaluation": config.evaluation.model_dump(mode="json"),
+        "evaluation": config.evaluation.model_dump(mode="json", exclude={"general"}),
+        "general_texts": fingerprint_examples([Example(text=text) for text in prepared.general_texts]),
         "method": method.model_dump(mode="json"),
-        "domains": [{"name": domain.name, "fingerprint": domain.fingerprint} for domain in domains],
+        "domains": [{"name": domain.name, "fingerprint": domain.fingerprint} for domain in prepared.domains],
     }
 
 

@@ -20,6 +20,8 @@ from constrained_adapters.errors import WorkspaceError
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<token>[0-9a-f]{8})\.(?P<kind>new|old)")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_ONE_WRITE_BYTES = 1 << 28
+"""A checkpoint that torch could not write took less than this much."""
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
 
@@ -139,8 +141,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     except WorkspaceError:
         raise
     except Exception as error:
-        # safetensors and torch raise their own types on a full disk, with the system's words in them
-        if getattr(error, "errno", None) in _FULL or "No space left" in str(error):
+        if _is_full(error, path):
             full = no_space_error(path)
             raise full from error
         if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
@@ -152,11 +153,21 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def _is_full(error: Exception, path: Path) -> bool:
+    """Whether the disk is full: safetensors has the system's words for it, torch only its own position."""
+    if getattr(error, "errno", None) in _FULL or "No space left" in str(error):
+        return True
+    return "inline_container.cc" in str(error) and shutil.disk_usage(_existing(path)).free < _ONE_WRITE_BYTES
+
+
+def _existing(path: Path) -> Path:
+    return next((p for p in (path, *path.parents) if p.is_dir()), Path())
+
+
 def no_space_error(path: Path) -> WorkspaceError:
     """The error for a full disk, with what is free where ``path`` lies."""
-    folder = next((p for p in (path, *path.parents) if p.is_dir()), Path())
     return WorkspaceError(
         "no space left on the disk",
-        got=f"{shutil.disk_usage(folder).free / 1e6:.1f} MB free at {path}",
+        got=f"{shutil.disk_usage(_existing(path)).free / 1e6:.1f} MB free at {path}",
         hint="free some space and run the same command again: it goes on where it stopped",
     )

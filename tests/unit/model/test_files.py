@@ -64,6 +64,10 @@ def test_a_memory_made_after_saving_is_written_beside_the_adapter(make_model, ro
     memory = model.update_gradient_memory("law")
     assert (tmp_path / "law" / "gradient_memory.safetensors").read_bytes() == memory.to_bytes()
 
+    (tmp_path / "law").rename(tmp_path / "moved")
+    model.update_gradient_memory("law")
+    assert not (tmp_path / "law").exists()
+
 
 def test_the_whole_set_comes_back(two, rows, train, tmp_path, logits):
     model = two(protect_base=True, constraint_strength=0.9)
