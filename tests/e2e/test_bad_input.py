@@ -178,7 +178,14 @@ def test_a_setting_that_was_refused_can_be_put_right(here, crma):
     assert crma(here, "run", "crma.yaml") == 0, crma.text
 
 
-def test_the_unbroken_run_works(here, crma):
+@pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
+def test_the_unbroken_run_works(here, crma, precision):
+    checkpointing = "true" if precision == "bf16" else "false"
+    write(
+        here,
+        training=f"{{steps: 1, precision: {precision}, gradient_checkpointing: {checkpointing}}}",
+        base="{model: base, device: cpu}",
+    )
     assert crma(here, "run", "crma.yaml") == 0, crma.text
 
 

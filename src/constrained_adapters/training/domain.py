@@ -63,7 +63,13 @@ def train_domain(
         trainer_class = SharedPrefixTrainer if settings.share_prefixes else Trainer
         trainer = trainer_class(
             model=model,
-            args=training_arguments(settings, learning_rate=learning_rate, seed=seed, folder=folder),
+            args=training_arguments(
+                settings,
+                learning_rate=learning_rate,
+                seed=seed,
+                folder=folder,
+                on_cpu=model.get_input_embeddings().weight.device.type == "cpu",
+            ),
             train_dataset=dataset,
             data_collator=_collator(tokenizer),
             callbacks=[recorder, ProgressTeller(observer, method, domain), CheckpointSealer()],
@@ -94,12 +100,13 @@ def check_optimizer(name: str) -> None:
 
 
 def training_arguments(
-    settings: TrainingConfig, *, learning_rate: float, seed: int, folder: Path
+    settings: TrainingConfig, *, learning_rate: float, seed: int, folder: Path, on_cpu: bool
 ) -> TrainingArguments:
-    """Translate ``training:`` of crma.yaml into Trainer's own arguments."""
+    """Translate ``training:`` of crma.yaml into Trainer's own arguments; ``on_cpu`` is where the base is."""
     steps = settings.steps
     return TrainingArguments(
         output_dir=str(folder),
+        use_cpu=on_cpu,  # else Trainer takes a GPU that the base is not on, and refuses bf16 where none is
         max_steps=steps if steps is not None else -1,
         num_train_epochs=settings.epochs if settings.epochs is not None else 1.0,
         per_device_train_batch_size=settings.batch_size,
