@@ -27,15 +27,14 @@ ROOT = Path(__file__).parent
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description="A constrained step against a plain one.")
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=96)
     options = parser.parse_args()
-    model = CRMAModel.from_pretrained(
-        CRMAConfig(base_model_name=options.base, adapter_dim=16, constraint_strength=0.95, residual_scaling=2.0)
-    )
+    config = CRMAConfig(base_model_name=options.base, adapter_dim=16, constraint_strength=0.95)
+    model = CRMAModel.from_pretrained(config)
     model.create_adapter("first")
     model.set_active_adapter("first")
     device = model.get_input_embeddings().weight.device

@@ -283,9 +283,7 @@ class RunConfig(Settings):
         names = [item.name.casefold() for item in items]
         twice = sorted({item.name for item in items if names.count(item.name.casefold()) > 1})
         if twice:
-            raise ValueError(
-                f"named twice: {', '.join(map(repr, twice))}; names differ by more than their case"
-            )
+            raise ValueError(f"named twice: {', '.join(map(repr, twice))} (case alone is no difference)")
         return items
 
 

@@ -10,7 +10,7 @@ Axis letters: d width, k protected directions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,14 +19,14 @@ from constrained_adapters.memory.factors import Factor
 from constrained_adapters.memory.kfac import KFACMemory
 
 
-def protected_bases(memories: Iterable[KFACMemory], kind: str, share: float) -> dict[str, Tensor]:
+def protected_bases(memories: Iterable[KFACMemory], kinds: Sequence[str], share: float) -> dict[str, Tensor]:
     """One basis per adapted module, shape (d_in, k); modules that read one input share one tensor.
 
     Args:
         memories: Of the finished domains, oldest first; the order matters little.
-        kind: Which input factor counts: ``weighted`` (by the Fisher) or ``energy``.
-        share: Of each domain's trace that must lie in the basis, 0 … 1; counted over the eigenvectors that
-            its memory keeps, not over the rest (at most 3 % of the trace for those a CRMAModel makes).
+        kinds: Which input factors count: ``weighted`` (by the Fisher), ``energy``, or both.
+        share: Of the trace of each of these factors of each domain that must lie in the basis, 0 … 1, or all
+            that its memory keeps where that is less.
     """
     kept = list(memories)
     bases: dict[str, Tensor] = {}
@@ -39,7 +39,8 @@ def protected_bases(memories: Iterable[KFACMemory], kind: str, share: float) -> 
         if sources not in shared:
             basis: Tensor | None = None
             for index, key in sources:
-                basis = extend_basis(basis, kept[index].inputs[key][kind], share)
+                for kind in kinds:
+                    basis = extend_basis(basis, kept[index].inputs[key][kind], share)
             assert basis is not None
             shared[sources] = basis
         bases[module] = shared[sources]
@@ -59,11 +60,14 @@ def extend_basis(basis: Tensor | None, factor: Factor, share: float) -> Tensor:
         basis = factor.vectors[:, :0]
     weighted = factor.vectors * factor.values.sqrt()
     outside = weighted - basis @ (basis.T @ weighted)
-    missing = float(outside.square().sum()) - (1.0 - share) * float(factor.values.sum())
-    if share <= 0.0 or missing <= 1e-6 * float(factor.values.sum()):
+    captured = float((basis.T @ weighted).square().sum())
+    missing = min(share * factor.trace - captured, float(outside.square().sum()))
+    if share <= 0.0 or missing <= 1e-6 * factor.trace:
         return basis
-    left, singular, _ = torch.linalg.svd(outside, full_matrices=False)
-    held = torch.cumsum(singular.square(), 0)
-    count = int((held < missing * (1 - 1e-6)).sum()) + 1
-    joined: Tensor = torch.linalg.qr(torch.cat([basis, left[:, :count]], dim=1)).Q
+    # The left singular vectors of `outside` through its Gram matrix: several times faster than an SVD.
+    exact = outside.double()
+    values, right = torch.linalg.eigh(exact.T @ exact)
+    values, right = values.flip(0).clamp_min(0.0), right.flip(1)
+    count = int((torch.cumsum(values, 0) < missing * (1 - 1e-6)).sum()) + 1
+    joined: Tensor = torch.linalg.qr(torch.cat([basis, (exact @ right[:, :count]).float()], dim=1)).Q
     return joined.contiguous()
