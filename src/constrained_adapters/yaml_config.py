@@ -231,7 +231,7 @@ def _with_absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
     if config.base.model != "embedded":
         config.base.model = absolute_source(config.base.model, folder) or ""
     config.evaluation.general = absolute_source(config.evaluation.general, folder)
-    config.output = folder / config.output.expanduser()
+    config.output = Path(os.path.normpath(folder / config.output.expanduser()))
     return config
 
 

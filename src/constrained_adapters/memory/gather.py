@@ -18,6 +18,7 @@ Axis letters: b batch, s sequence, d width, v vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -83,9 +84,12 @@ def gather_statistics(
     Cost: one forward and one backward pass per batch, no weight gradients.
     """
     stats = Statistics()
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    takes_columns = "logits_to_keep" in inspect.signature(model.forward).parameters
+    sparse = takes_columns and all(module is not head for module in modules.values())
     with _recording(model, modules, stats):
         for batch in batches:
-            _one_batch(model, batch, stats, generator)
+            _one_batch(model, batch, stats, generator, sparse)
     if stats.num_loss_tokens == 0:
         raise TrainingError("no token of these examples carries loss", expected="at least one answer token")
     for kind in ("energy", "weighted", "output"):
@@ -96,7 +100,11 @@ def gather_statistics(
 
 
 def _one_batch(
-    model: nn.Module, batch: Mapping[str, Tensor], stats: Statistics, generator: torch.Generator
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    stats: Statistics,
+    generator: torch.Generator,
+    sparse: bool,
 ) -> None:
     # Row by row, so that it does not matter which rows share a batch.
     counts = (batch["labels"][:, 1:] != -100).any(dim=1)
@@ -106,8 +114,13 @@ def _one_batch(
     labels = batch["labels"][:, 1:]
     place = labels != -100
     stats.mask = batch["attention_mask"].bool().reshape(-1)
-    out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-    logits = out.logits[:, :-1][place].float()
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    if sparse:
+        # Logits over the vocabulary are a good part of a small model's work: only where a label is.
+        columns = place.any(dim=0).nonzero().squeeze(1)
+        logits = model(**inputs, logits_to_keep=columns).logits[place[:, columns]].float()
+    else:
+        logits = model(**inputs).logits[:, :-1][place].float()
     log_probs = torch.log_softmax(logits, dim=-1)
     drawn = _draw(log_probs.detach(), generator)
     loss = -log_probs.gather(1, drawn[:, None]).sum()

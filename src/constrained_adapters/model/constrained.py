@@ -113,7 +113,7 @@ class ConstrainedSet(AdapterSet, ABC):
             adapter_name: The domain's adapter; it must be active.
             rows: (token ids, labels) to make it from; default: those sampled while it trained.
             batch_size: Rows per pass; the result does not depend on it.
-            max_examples: Most rows used; default 64, or a twentieth of the rows seen if that is more,
+            max_examples: Most rows used; default 32, or a twentieth of the rows seen if that is more,
                 at most ``gradient_memory_size``.
 
         Returns:
@@ -139,18 +139,28 @@ class ConstrainedSet(AdapterSet, ABC):
                 got="no training batch with labels passed through the model while it was active",
                 hint="train it first, or pass rows=",
             )
-        limit = max_examples or min(self.crma_config.gradient_memory_size, max(64, seen // 20))
+        limit = max_examples or min(self.crma_config.gradient_memory_size, max(32, seen // 20))
         state.memory = self._measure(adapter_name, rows[:limit], batch_size, seed=state.domain_id + 1)
         if state.folder is not None and state.folder.is_dir():  # not where it has been moved away since
             atomic_write_bytes(state.folder / MEMORY_FILE, state.memory.to_bytes())
         self._active_changed()
         return state.memory
 
-    def make_base_memory(self, *, num_texts: int = 64, length_tokens: int = 64, seed: int = 0) -> KFACMemory:
-        """The memory of the base's own knowledge, from text that it writes itself with adapters off."""
+    def make_base_memory(
+        self, *, num_texts: int | None = None, length_tokens: int = 64, seed: int = 0
+    ) -> KFACMemory:
+        """The memory of the base's own knowledge, from text that it writes itself with adapters off.
+
+        Args:
+            num_texts: How many texts; default: enough for four tokens per input direction, at least 32.
+            length_tokens: Length of each.
+            seed: Of the sampling.
+        """
         with self.base_only():
-            base = self.get_base_model() if self._wrapped else self.base_model
-            rows = write_base_text(base, num_texts=num_texts, length_tokens=length_tokens, seed=seed)
+            base: Any = self.get_base_model() if self._wrapped else self.base_model
+            width: int = base.config.get_text_config().hidden_size
+            count = num_texts or max(32, -(-4 * width // length_tokens))
+            rows = write_base_text(base, num_texts=count, length_tokens=length_tokens, seed=seed)
             return self._measure(BASE_DOMAIN, rows, 16, seed=seed)
 
     def _measure(

@@ -152,7 +152,7 @@ class DomainSequence:
         passes = settings.steps or 0
         seen = passes * settings.batch_size * settings.gradient_accumulation_steps
         seen = seen or int(len(domain.train) * (settings.epochs or 1.0))
-        return min(self.model.crma_config.gradient_memory_size, max(64, seen // 20), len(domain.train))
+        return min(self.model.crma_config.gradient_memory_size, max(32, seen // 20), len(domain.train))
 
     def _note_memory_seconds(self, home: Path, seconds: float) -> None:
         facts = json.loads((home / TRAINING_FILE).read_text(encoding="utf-8"))
