@@ -48,6 +48,7 @@ class DomainRecord(_Record):
     num_train: int
     num_validation: int
     num_test: int
+    """How many items were scored; the chance margins of the report rest on it."""
     data_fingerprint: str
     train_seconds: float
     memory_seconds: float

@@ -39,7 +39,7 @@ def method_result(
     }
     general = [row["general_nats"] for row in rows]
     records = [
-        _domain_record(workspace.adapter(domain.name), domain, rows[number]["seconds"])
+        _domain_record(workspace.adapter(domain.name), domain, rows[number]["seconds"], config)
         for number, domain in enumerate(domains, start=1)
     ]
     recipe = find_recipe(method)
@@ -66,7 +66,7 @@ def method_result(
     )
 
 
-def _domain_record(home: Path, domain: Domain, eval_seconds: float) -> DomainRecord:
+def _domain_record(home: Path, domain: Domain, eval_seconds: float, config: RunConfig) -> DomainRecord:
     facts = _facts(home)
     removed = facts["curves"].get("removed_ratio", [[], []])[1]
     mean_removed = {"removed_ratio": sum(removed) / len(removed)} if removed else {}
@@ -75,7 +75,7 @@ def _domain_record(home: Path, domain: Domain, eval_seconds: float) -> DomainRec
         name=domain.name,
         num_train=len(domain.train),
         num_validation=len(domain.validation),
-        num_test=len(domain.test),
+        num_test=len(getattr(domain, config.evaluation.split)[: config.evaluation.max_items]),
         data_fingerprint=domain.fingerprint,
         train_seconds=facts["seconds"],
         memory_seconds=facts.get("memory_seconds", 0.0),
