@@ -16,7 +16,7 @@ from constrained_adapters.config import DomainConfig, MethodConfig, RunConfig
 from constrained_adapters.data.examples import Example, fingerprint_examples
 from constrained_adapters.data.load import load_domain
 from constrained_adapters.model import CRMAModel
-from constrained_adapters.models.load import LoadedBase, load_base
+from constrained_adapters.models.load import load_base
 from constrained_adapters.recipes import find_recipe, model_config
 from constrained_adapters.results import RunResult
 from constrained_adapters.training.domain import check_optimizer
@@ -141,6 +141,3 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-__all__ = ["LoadedBase", "environment", "general_texts", "peak_memory_bytes", "run_config"]
