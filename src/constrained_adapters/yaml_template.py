@@ -56,7 +56,7 @@ EXPLAINED = {
     "training.gradient_checkpointing": "trade time for memory",
     "training.optimizer": "a name that transformers.TrainingArguments(optim=...) knows",
     "training.checkpoint_every_steps": "a run that was stopped goes on from its last checkpoint",
-    "methods.recipe": "name of the method: lora, crma, replay, ewc, joint ...",
+    "methods.recipe": "name of the method: lora or crma",
     "methods.name": "name in tables and folders; empty: the recipe's",
     "methods.learning_rate": "instead of training.learning_rate",
     "methods.constraint_strength": "0 (plain LoRA) to 1 (protected directions closed); null: the recipe's",
@@ -127,7 +127,7 @@ def template(
     active["evaluation"] = {"max_items": 60} if demo else {"split": "test"}
     sources = DEMO_DOMAINS if domains is None else domains
     entries = {
-        "methods": [{"recipe": "lora"}, {"recipe": "crma"}],
+        "methods": [{"recipe": "lora"}, {"recipe": "crma", "learning_rate": 2e-3}],
         "domains": [{"name": name, "data": source} for name, source in sources.items()],
     }
     title = "Three domains, one model" if demo else "Domain after domain: " + ", ".join(sources)
