@@ -126,7 +126,7 @@ def template(
     active["training"]["learning_rate"] = 0.001
     active["evaluation"] = {"max_items": 60} if demo else {"split": "test"}
     sources = DEMO_DOMAINS if domains is None else domains
-    entries = {
+    entries: dict[str, list[dict[str, Any]]] = {
         "methods": [{"recipe": "lora"}, {"recipe": "crma", "learning_rate": 2e-3}],
         "domains": [{"name": name, "data": source} for name, source in sources.items()],
     }
