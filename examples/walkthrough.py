@@ -1,7 +1,7 @@
 """Two domains, one after the other, with every call of a CRMA adapter's life.
 
-How to run, in about three minutes on two free cores and 3 GB of memory (any empty folder will do: it writes
-``legal_adapter/``, ``medical_adapter/`` and ``merged_model/`` where you are)::
+How to run (five and a half minutes on two slow virtual cores with other work beside it; in any empty folder:
+it writes ``legal_adapter/``, ``medical_adapter/`` and ``merged_model/`` where you are)::
 
     python examples/walkthrough.py
 
