@@ -140,7 +140,11 @@ class ConstrainedSet(AdapterSet, ABC):
                 hint="train it first, or pass rows=",
             )
         limit = max_examples or min(self.crma_config.gradient_memory_size, max(32, seen // 20))
-        state.memory = self._measure(adapter_name, rows[:limit], batch_size, seed=state.domain_id + 1)
+        seed = state.domain_id + 1
+        if len(rows) > limit:  # not the first ones: a loader that does not shuffle shows one kind first
+            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+            rows = [rows[int(index)] for index in order[:limit]]
+        state.memory = self._measure(adapter_name, rows, batch_size, seed=seed)
         if state.folder is not None and state.folder.is_dir():  # not where it has been moved away since
             atomic_write_bytes(state.folder / MEMORY_FILE, state.memory.to_bytes())
         self._active_changed()
