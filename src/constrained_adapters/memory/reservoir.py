@@ -5,8 +5,13 @@ Reservoir sampling: Vitter 1985, algorithm R.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+
+Row = TypeVar("Row")
 
 
 class Reservoir:
@@ -42,6 +47,17 @@ class Reservoir:
     def rows(self) -> list[tuple[Tensor, Tensor]]:
         """The kept rows of (token ids, labels), each of shape (s,)."""
         return list(self._rows)
+
+
+def num_memory_examples(num_seen: int, capacity: int) -> int:
+    """How many examples a memory is made from: 32, or a twentieth of those seen if that is more."""
+    return min(capacity, max(32, num_seen // 20))
+
+
+def sample_rows(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
+    """A seeded sample without replacement; the global random state is not touched."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return [rows[int(index)] for index in order[:count]]
 
 
 def pad_rows(rows: list[tuple[Tensor, Tensor]], device: torch.device | str) -> dict[str, Tensor]:

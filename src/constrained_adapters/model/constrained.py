@@ -18,7 +18,7 @@ from constrained_adapters.errors import AdapterStateError, ModelError
 from constrained_adapters.memory.base_text import write_base_text
 from constrained_adapters.memory.gather import gather_statistics
 from constrained_adapters.memory.kfac import KFACMemory
-from constrained_adapters.memory.reservoir import pad_rows
+from constrained_adapters.memory.reservoir import num_memory_examples, pad_rows, sample_rows
 from constrained_adapters.model.adapter_set import AdapterSet
 from constrained_adapters.model.binding import make_constraint
 from constrained_adapters.workspace import atomic_write_bytes
@@ -139,11 +139,10 @@ class ConstrainedSet(AdapterSet, ABC):
                 got="no training batch with labels passed through the model while it was active",
                 hint="train it first, or pass rows=",
             )
-        limit = max_examples or min(self.crma_config.gradient_memory_size, max(32, seen // 20))
+        limit = max_examples or num_memory_examples(seen, self.crma_config.gradient_memory_size)
         seed = state.domain_id + 1
         if len(rows) > limit:  # not the first ones: a loader that does not shuffle shows one kind first
-            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-            rows = [rows[int(index)] for index in order[:limit]]
+            rows = sample_rows(rows, limit, seed)
         state.memory = self._measure(adapter_name, rows, batch_size, seed=seed)
         if state.folder is not None and state.folder.is_dir():  # not where it has been moved away since
             atomic_write_bytes(state.folder / MEMORY_FILE, state.memory.to_bytes())

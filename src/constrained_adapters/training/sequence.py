@@ -23,6 +23,7 @@ from constrained_adapters.data.tokens import TokenDataset
 from constrained_adapters.evaluation.samples import generate_answers
 from constrained_adapters.evaluation.scores import mean_nats, score_examples
 from constrained_adapters.memory.kfac import KFACMemory
+from constrained_adapters.memory.reservoir import num_memory_examples, sample_rows
 from constrained_adapters.model import CRMAModel
 from constrained_adapters.model.constrained import MEMORY_FILE
 from constrained_adapters.training.domain import TrainingRecord, train_domain
@@ -138,7 +139,9 @@ class DomainSequence:
     def _remember(self, number: int, domain: Domain, home: Path) -> None:
         self.observer.stage(self.method.name, domain.name, "making the gradient memory")
         begun = time.perf_counter()
-        examples = _spread(domain.train, self._memory_examples(domain), seed=self.config.seed * 1000 + number)
+        examples = sample_rows(
+            domain.train, self._memory_examples(domain), seed=self.config.seed * 1000 + number
+        )
         tokens = TokenDataset.from_examples(
             examples, self.prepared.tokenizer, self.config.training.max_length_tokens
         )
@@ -152,7 +155,7 @@ class DomainSequence:
         passes = settings.steps or 0
         seen = passes * settings.batch_size * settings.gradient_accumulation_steps
         seen = seen or int(len(domain.train) * (settings.epochs or 1.0))
-        return min(self.model.crma_config.gradient_memory_size, max(32, seen // 20), len(domain.train))
+        return num_memory_examples(seen, self.model.crma_config.gradient_memory_size)
 
     def _note_memory_seconds(self, home: Path, seconds: float) -> None:
         facts = json.loads((home / TRAINING_FILE).read_text(encoding="utf-8"))
@@ -261,12 +264,6 @@ def mean_scores(scores: Sequence[Any]) -> dict[str, float]:
         if known:
             means[name] = sum(known) / len(known)
     return means
-
-
-def _spread(examples: Sequence[Any], count: int, seed: int) -> list[Any]:
-    """A seeded sample without replacement."""
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
-    return [examples[int(index)] for index in order[:count]]
 
 
 def _training_json(
