@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 from yaml.nodes import MappingNode, Node, SequenceNode
 
-from constrained_adapters.config import Location, RunConfig, config_error
+from constrained_adapters.config import Location, RunConfig, Settings, config_error
 from constrained_adapters.errors import ConfigError, nearest
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 
@@ -66,6 +69,27 @@ def read_config(path: str | Path) -> RunConfig:
     file, and absolute in what is returned; names of the hub and ``packaged:`` names stay.
 
     Raises:
+        ConfigError: As :func:`read_settings`.
+    """
+    config, _ = read_settings(path, RunConfig, hint="crma init new.yaml")
+    return with_absolute_paths(config, Path(path).resolve().parent)
+
+
+def read_settings(
+    path: str | Path, model: type[AnySettings], *, hint: str | None = None
+) -> tuple[AnySettings, Callable[[Location], str]]:
+    """Read a file of settings, strictly.
+
+    Args:
+        path: The file.
+        model: What it holds.
+        hint: What to try where the file is no list of settings.
+
+    Returns:
+        The settings as they are written, and a function from the location of a setting, such as
+        ``("methods", 0)``, to its file and line.
+
+    Raises:
         ConfigError: No such file, no UTF-8, no YAML, a key twice or unknown, a value of the wrong
             type or out of range: with file and line.
     """
@@ -74,10 +98,7 @@ def read_config(path: str | Path) -> RunConfig:
     if not isinstance(node, MappingNode):
         got = f"{path}, line {_line(node)}" if node is not None else f"{path} is empty"
         raise ConfigError(
-            "a crma.yaml is a list of settings",
-            got=got,
-            expected="lines such as 'seed: 0'",
-            hint="crma init new.yaml",
+            f"a {path.name} is a list of settings", got=got, expected="lines such as 'seed: 0'", hint=hint
         )
     _refuse_duplicates(node, path, set())
     data = _construct(node, path)
@@ -90,11 +111,10 @@ def read_config(path: str | Path) -> RunConfig:
     if isinstance(data.get("output"), str):
         data["output"] = Path(data["output"])  # the one conversion: YAML has no paths
     try:
-        config = RunConfig.model_validate(data, strict=True)
+        return model.model_validate(data, strict=True), where
     except ValidationError as error:
-        refused = config_error(error, RunConfig, where=where)
+        refused = config_error(error, model, where=where)
         raise refused from None
-    return _with_absolute_paths(config, path.resolve().parent)
 
 
 def dump_config(config: RunConfig) -> str:
@@ -224,7 +244,8 @@ def _line_of(node: Node, location: Location) -> int:
     return line
 
 
-def _with_absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
+def with_absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
+    """Make the paths in a configuration, which are relative to ``folder``, absolute, in place."""
     for domain in config.domains:
         for field in ("data", "train", "validation", "test"):
             setattr(domain, field, absolute_source(getattr(domain, field), folder))

@@ -12,7 +12,7 @@ from constrained_adapters.workspace.atomic import (
     no_space_error,
     recover,
 )
-from constrained_adapters.workspace.folder import Workspace
+from constrained_adapters.workspace.folder import Workspace, changed_settings
 from constrained_adapters.workspace.ledger import Ledger
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "atomic_write_bytes",
     "atomic_write_json",
     "atomic_write_text",
+    "changed_settings",
     "no_space_error",
     "recover",
 ]

@@ -154,7 +154,7 @@ class Workspace:
                 )
             before = known.get("settings", {})
             shortened = {key: now[key][: len(before[key])] for key in growing if key in before and key in now}
-            changes = _changes(before, {**now, **shortened})
+            changes = changed_settings(before, {**now, **shortened})
             if changes:
                 more = f" and {len(changes) - 4} more" if len(changes) > 4 else ""
                 raise WorkspaceError(
@@ -192,7 +192,7 @@ def _model_name(description: Mapping[str, Any]) -> str:
     return str(description.get("model") or description.get("name") or "no name")
 
 
-def _changes(before: Any, now: Any, path: str = "") -> list[str]:
+def changed_settings(before: Any, now: Any, path: str = "") -> list[str]:
     """Each difference of two JSON values, such as ``training.steps: 30 → 40``."""
     if before == now:
         return []
@@ -203,7 +203,7 @@ def _changes(before: Any, now: Any, path: str = "") -> list[str]:
         pairs = [(f"{path}[{i}]", *pair) for i, pair in enumerate(zip(before, now, strict=True))]
     else:
         return [f"{path}: {_short(before)} → {_short(now)}"]
-    return [change for name, old, new in pairs for change in _changes(old, new, name)]
+    return [change for name, old, new in pairs for change in changed_settings(old, new, name)]
 
 
 def _short(value: Any) -> str:
