@@ -64,6 +64,7 @@ def gather_statistics(
     batches: Iterable[Mapping[str, Tensor]],
     *,
     generator: torch.Generator,
+    domain: str = "",
 ) -> Statistics:
     """Run the pass.
 
@@ -74,6 +75,7 @@ def gather_statistics(
         batches: Each with ``input_ids``, ``attention_mask`` and ``labels`` (b, s); tokens whose
             label is −100 carry no loss, and rows of only such tokens are left out.
         generator: CPU source of the drawn labels; the global random state is not touched.
+        domain: Named in errors.
 
     Returns:
         Their means.
@@ -90,12 +92,19 @@ def gather_statistics(
     with _recording(model, modules, stats):
         for batch in batches:
             _one_batch(model, batch, stats, generator, sparse)
+    of_domain = f" of domain {domain!r}" if domain else ""
     if stats.num_loss_tokens == 0:
-        raise TrainingError("no token of these examples carries loss", expected="at least one answer token")
+        raise TrainingError(
+            f"no token of these examples{of_domain} carries loss", expected="at least one answer token"
+        )
     for kind in ("energy", "weighted", "output"):
         for name, value in getattr(stats, kind).items():
             if not torch.isfinite(value).all():
-                raise TrainingError(f"the gradient memory is not finite: {kind} of {name}")
+                raise TrainingError(
+                    f"the gradient memory{of_domain} is not finite",
+                    got=f"{kind} of layer {name}",
+                    hint="look for broken weights or examples; float16 overflows where bfloat16 does not",
+                )
     return stats.normalised()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,25 +114,36 @@ class KFACMemory:
         """Read a memory file.
 
         Raises:
-            WorkspaceError: The file is damaged or is no gradient memory.
+            WorkspaceError: The file is damaged, is no gradient memory or holds values that are not finite.
         """
         try:
             with safe_open(path, "pt") as file:
                 facts = json.loads(file.metadata()["constrained_adapters"])
                 tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-            if facts["format_version"] == FORMAT_VERSION:
-                return cls._from_file(facts, tensors)
+            found = cls._from_file(facts, tensors) if facts["format_version"] == FORMAT_VERSION else None
         except Exception as error:
             raise WorkspaceError(
                 "a gradient memory cannot be read",
                 got=f"{path}: {type(error).__name__}: {error}",
                 hint="make it again from its domain",
             ) from None
-        raise WorkspaceError(
-            "a gradient memory is of another format version",
-            got=f"{facts['format_version']} in {path}",
-            expected=str(FORMAT_VERSION),
-        )
+        if found is None:
+            raise WorkspaceError(
+                "a gradient memory is of another format version",
+                got=f"{facts['format_version']} in {path}",
+                expected=str(FORMAT_VERSION),
+            )
+        for label, factor in found._factors():
+            if not (
+                math.isfinite(factor.rest)
+                and all(torch.isfinite(t).all() for t in (factor.vectors, factor.values))
+            ):
+                raise WorkspaceError(
+                    f"the gradient memory of domain {found.domain!r} is not finite",
+                    got=f"{label.replace(':', ' of layer ')} in {path}",
+                    hint="make it again from its domain",
+                )
+        return found
 
     @classmethod
     def _from_file(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> KFACMemory:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from constrained_adapters.adapters.lora import AdapterPair
 from constrained_adapters.config import CRMAConfig
@@ -18,6 +18,49 @@ from constrained_adapters.memory.kfac import KFACMemory
 from constrained_adapters.memory.protected import protected_bases
 
 
+def check_base(found: str | None, own: str, *, where: str, base_name: str = "") -> None:
+    """Refuse what was made on another base; an unknown fingerprint on either side passes.
+
+    Args:
+        found: Fingerprint of the base that an adapter or memory was made on.
+        own: Fingerprint of the base at hand.
+        where: Where it was found.
+        base_name: Of the base at hand.
+
+    Raises:
+        ModelError: They differ; the message holds both.
+    """
+    if found and own and found != own:
+        raise ModelError(
+            "this adapter or memory belongs to another base model",
+            got=f"base fingerprint {found} in {where}",
+            expected=f"{own} ({base_name})" if base_name else own,
+            hint="load the base it was trained on; a changed context length or changed weights count too",
+        )
+
+
+def check_layers(memories: Sequence[KFACMemory], modules: Sequence[str]) -> None:
+    """Refuse memories that know nothing of a layer in training.
+
+    Raises:
+        ModelError: A memory lacks one; the message holds the layers of both.
+    """
+    for memory in memories:
+        missing = [module for module in modules if module not in memory.groups]
+        if missing:
+            raise ModelError(
+                f"the memory of domain {memory.domain!r} was made for other layers",
+                got=f"{_listed(memory.groups)}, without {missing[0]}",
+                expected=_listed(modules),
+                hint="adapt the same layers for every domain",
+            )
+
+
+def _listed(modules: Collection[str]) -> str:
+    kinds = sorted({module.rpartition(".")[2] for module in modules})
+    return f"{len(modules)} layers ({', '.join(kinds)})"
+
+
 def make_constraint(
     pairs: Sequence[AdapterPair], memories: Sequence[KFACMemory], config: CRMAConfig
 ) -> Constraint:
@@ -31,15 +74,7 @@ def make_constraint(
     Raises:
         ModelError: A memory lacks an adapted layer.
     """
-    for memory in memories:
-        missing = [pair.module for pair in pairs if pair.module not in memory.groups]
-        if missing:
-            raise ModelError(
-                f"the memory of domain {memory.domain!r} was made for other layers",
-                got=f"{len(memory.groups)} layers, without {missing[0]}",
-                expected=f"all {len(pairs)} adapted layers",
-                hint="adapt the same layers for every domain",
-            )
+    check_layers(memories, [pair.module for pair in pairs])
     if config.constraint_type in SUBSPACE_TYPES:
         bases = protected_bases(memories, SUBSPACE_TYPES[config.constraint_type], config.constraint_strength)
         matrices = {f"{index}": pair.a for index, pair in enumerate(pairs)}

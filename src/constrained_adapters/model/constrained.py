@@ -9,18 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from constrained_adapters.adapters.lora import adapter_pairs, delta_weight, lora_layers
 from constrained_adapters.constraints.attach import Attachment, attach
 from constrained_adapters.errors import AdapterStateError, ModelError
 from constrained_adapters.memory.base_text import write_base_text
-from constrained_adapters.memory.gather import gather_statistics
 from constrained_adapters.memory.kfac import KFACMemory
-from constrained_adapters.memory.reservoir import num_memory_examples, pad_rows, sample_rows
+from constrained_adapters.memory.measure import measure_memory
+from constrained_adapters.memory.reservoir import num_memory_examples, sample_rows
 from constrained_adapters.model.adapter_set import AdapterSet
-from constrained_adapters.model.binding import make_constraint
+from constrained_adapters.model.binding import check_base, make_constraint
+from constrained_adapters.models.fingerprint import fingerprint_model
 from constrained_adapters.workspace import atomic_write_bytes
 
 MEMORY_FILE = "gradient_memory.safetensors"
@@ -47,7 +47,12 @@ class ConstrainedSet(AdapterSet, ABC):
 
         Raises:
             AdapterStateError: A finished adapter has no memory.
+            ModelError: The base has changed since an adapter was trained: its weights, or its context length.
+
+        Cost of switching on: one pass over the base's weights, for its fingerprint.
         """
+        if enabled:
+            self._check_base_is_unchanged()
         self._constrained = enabled
         self._active_changed()
 
@@ -160,7 +165,7 @@ class ConstrainedSet(AdapterSet, ABC):
             seed: Of the sampling.
         """
         with self.base_only():
-            base: Any = self.get_base_model() if self._wrapped else self.base_model
+            base = self._base
             width: int = base.config.get_text_config().hidden_size
             count = num_texts or max(32, -(-4 * width // length_tokens))
             rows = write_base_text(base, num_texts=count, length_tokens=length_tokens, seed=seed)
@@ -169,24 +174,19 @@ class ConstrainedSet(AdapterSet, ABC):
     def _measure(
         self, domain: str, rows: Sequence[tuple[Tensor, Tensor]], batch_size: int, seed: int
     ) -> KFACMemory:
-        device = self.get_input_embeddings().weight.device
-        batches = (pad_rows(list(rows[i : i + batch_size]), device) for i in range(0, len(rows), batch_size))
         if self._wrapped:
             modules: dict[str, Any] = dict(lora_layers(self))
         else:
             modules = {name: self.base_model.get_submodule(name) for name in self._targets}
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            stats = gather_statistics(
-                self.get_base_model() if self._wrapped else self.base_model,
-                modules,
-                batches,
-                generator=torch.Generator().manual_seed(seed),
-            )
-        return KFACMemory.from_statistics(
-            stats,
+        return measure_memory(
+            self._base,
+            modules,
+            rows,
             domain=domain,
             base_fingerprint=self.base_fingerprint,
-            share=max(0.97, self.crma_config.effective_strength),
+            strength=self.crma_config.effective_strength,
+            batch_size=batch_size,
+            seed=seed,
         )
 
     def predicted_increase_nats(self, adapter_name: str) -> dict[str, float]:
@@ -210,13 +210,29 @@ class ConstrainedSet(AdapterSet, ABC):
         self._active_changed()
 
     def _check_fingerprint(self, found: str | None, where: Path) -> None:
-        if found and self.base_fingerprint and found != self.base_fingerprint:
+        check_base(found, self.base_fingerprint, where=str(where), base_name=self.crma_config.base_model_name)
+
+    @property
+    def _base(self) -> Any:
+        """The base itself, with the adapters in its layers."""
+        return self.get_base_model() if self._wrapped else self.base_model
+
+    def _check_base_is_unchanged(self) -> None:
+        """What memories and finished adapters rest on is the base as it was when they were made."""
+        if not self.base_fingerprint:
+            return
+        now = fingerprint_model(self._base)
+        if now == self.base_fingerprint:
+            return
+        used = [name for name, s in self._states.items() if s.frozen or s.memory or s.reservoir.num_seen]
+        if used or self.base_memory is not None:
             raise ModelError(
-                "this adapter or memory belongs to another base model",
-                got=f"base fingerprint {found} in {where}",
+                "the base's weights or settings have changed since its adapters were trained",
+                got=f"base fingerprint {now}; trained before: {used or [BASE_DOMAIN]}",
                 expected=f"{self.base_fingerprint} ({self.crma_config.base_model_name})",
-                hint="load the base it was trained on; a changed context length or changed weights count too",
+                hint="extend the context, cast or change weights before the first adapter, or start anew",
             )
+        self.base_fingerprint = now
 
 
 def _note_in(model: weakref.ref[ConstrainedSet]) -> Callable[[Mapping[str, Tensor]], None]:

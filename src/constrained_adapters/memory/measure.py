@@ -1,0 +1,56 @@
+"""From token rows to the gradient memory of a domain, on any causal model and any of its linear layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from constrained_adapters.memory.gather import gather_statistics
+from constrained_adapters.memory.kfac import KFACMemory
+from constrained_adapters.memory.reservoir import pad_rows
+
+LEAST_SHARE = 0.97
+"""Share of each input factor's trace that a memory keeps, so that it serves a later, stricter constraint."""
+
+
+def measure_memory(
+    model: Any,
+    modules: Mapping[str, nn.Module],
+    rows: Sequence[tuple[Tensor, Tensor]],
+    *,
+    domain: str,
+    base_fingerprint: str,
+    strength: float,
+    batch_size: int,
+    seed: int,
+) -> KFACMemory:
+    """Make the memory of the domain that ``rows`` are from, at the model's present weights.
+
+    Args:
+        model: A causal LM without PEFT's outer wrapper; adapters on its layers act if they are on.
+        modules: The layers to remember by their name in the base.
+        rows: (token ids, labels), each of shape (s,); labels of −100 carry no loss.
+        domain: Its name.
+        base_fingerprint: Of the base.
+        strength: The constraint's; the memory keeps at least this share, and at least ``LEAST_SHARE``.
+        batch_size: Rows per pass; the result does not depend on it.
+        seed: Of the drawn labels; the global random state is left as it was.
+
+    Raises:
+        TrainingError: No row carries loss, or a statistic is not finite.
+
+    Cost: one forward and one backward pass over the rows; while it runs, a dense d × d matrix per
+    layer for its outputs and two per distinct input.
+    """
+    device = model.get_input_embeddings().weight.device
+    batches = (pad_rows(list(rows[i : i + batch_size]), device) for i in range(0, len(rows), batch_size))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        stats = gather_statistics(
+            model, modules, batches, generator=torch.Generator().manual_seed(seed), domain=domain
+        )
+    return KFACMemory.from_statistics(
+        stats, domain=domain, base_fingerprint=base_fingerprint, share=max(LEAST_SHARE, strength)
+    )
