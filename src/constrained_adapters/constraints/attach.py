@@ -7,26 +7,35 @@ loop makes, at the one moment when gradients are accumulated, unscaled and compl
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from constrained_adapters.constraints.base import Constraint
+from constrained_adapters.constraints.finite import LastGood, first_not_finite
 from constrained_adapters.errors import TrainingError
+
+_in_force: weakref.WeakSet[Attachment] = weakref.WeakSet()
 
 
 class Attachment:
     """A constraint in force until :meth:`remove`.
+
+    A gradient that is not finite stops the run before the step; a step that makes a weight not finite
+    is taken back and stops the run too. Both errors name domain, step and parameter. What is taken
+    back are the weights, up to :data:`~constrained_adapters.constraints.finite.SNAPSHOT_BYTES` of
+    them; the optimizer's own state is not.
 
     Args:
         constraint: What binds the steps.
         domain: Named in errors.
         on_step: Called after each bound step with the constraint's measurements.
         owner: The constraint comes off when this object is freed, such as the model whose steps it
-            binds; ``on_step`` must not keep it alive.
+            binds; ``on_step`` must not keep it alive. A module's parameter names are used in errors.
     """
 
     def __init__(
@@ -40,11 +49,15 @@ class Attachment:
         self.constraint = constraint
         self._domain, self._on_step, self._num_steps = domain, on_step, 0
         self._bound_ids = {id(p) for p in constraint.parameters}
+        self._moving: list[nn.Parameter] | None = None
+        self._last_good = LastGood()
         self._handles = [
             register_optimizer_step_pre_hook(self._before),
             register_optimizer_step_post_hook(self._after),
         ]
+        self._owner = None if owner is None else weakref.ref(owner)
         self._farewell = None if owner is None else weakref.finalize(owner, self.remove)
+        _in_force.add(self)
 
     def remove(self) -> None:
         """Take the constraint off; later steps are free."""
@@ -52,31 +65,62 @@ class Attachment:
             handle.remove()
         if self._farewell is not None:
             self._farewell.detach()
+        _in_force.discard(self)
 
-    def _binds(self, optimizer: Optimizer) -> bool:
-        return any(id(p) in self._bound_ids for group in optimizer.param_groups for p in group["params"])
+    def binds(self, parameters: Iterable[nn.Parameter]) -> bool:
+        """Whether the step of any of these parameters is bound."""
+        return any(id(p) in self._bound_ids for p in parameters)
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._binds(optimizer) or _overflowed(optimizer):
+        self._moving = None
+        parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
+        if not self.binds(parameters) or _overflowed(optimizer):
             return
-        parameters = (p for group in optimizer.param_groups for p in group["params"])
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if gradients and not bool(
-            torch.isfinite(torch.stack(torch._foreach_norm(gradients, 2, torch.float32))).all()
-        ):
+        moving = [p for p in parameters if p.grad is not None]
+        gradients = [p.grad for p in moving if p.grad is not None]
+        broken = first_not_finite(gradients)
+        if broken is not None:
             raise TrainingError(
                 f"the gradient of domain {self._domain!r} is not finite at step {self._num_steps + 1}",
+                got=self._describe(moving[broken], gradients[broken], parameters)
+                + ("; clipping gradients spreads one broken value to all" if len(moving) > 1 else ""),
                 hint="lower the learning rate, or look for broken examples near this step",
             )
+        self._moving = moving
+        self._last_good.take(moving)
         self.constraint.before_step()
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._binds(optimizer):
+        if self._moving is None:
             return
+        moving, self._moving = self._moving, None
         self.constraint.after_step()
         self._num_steps += 1
+        broken = first_not_finite([p.detach() for p in moving])
+        if broken is not None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            what = self._describe(moving[broken], moving[broken].detach(), parameters)
+            if self._last_good.put_back():
+                hint = (
+                    "the weights before this step are back; lower the learning rate and start a new optimizer"
+                )
+            else:
+                hint = "go on from the last checkpoint with a lower rate: the weights were too large to copy"
+            raise TrainingError(
+                f"step {self._num_steps} of domain {self._domain!r} made a weight that is not finite",
+                got=what,
+                hint=hint,
+            )
         if self._on_step is not None:
             self._on_step(self.constraint.measurements())
+
+    def _describe(self, parameter: nn.Parameter, values: Tensor, parameters: list[nn.Parameter]) -> str:
+        owner = self._owner() if self._owner is not None else None
+        named = owner.named_parameters() if isinstance(owner, nn.Module) else ()
+        number = next(i for i, p in enumerate(parameters, start=1) if p is parameter)
+        name = next((name for name, p in named if p is parameter), f"the optimizer's parameter {number}")
+        count = int((~torch.isfinite(values)).sum())
+        return f"{count} of {values.numel()} values of {name}, shape {tuple(values.shape)}"
 
 
 def _overflowed(optimizer: Optimizer) -> bool:
@@ -94,3 +138,9 @@ def attach(
 ) -> Attachment:
     """Put ``constraint`` in force for every optimizer that holds one of its parameters."""
     return Attachment(constraint, domain=domain, on_step=on_step, owner=owner)
+
+
+def is_bound(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether a constraint in force binds any of these parameters."""
+    given = list(parameters)
+    return any(attachment.binds(given) for attachment in _in_force)

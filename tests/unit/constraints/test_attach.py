@@ -13,7 +13,8 @@ from torch.optim import optimizer as torch_optimizer
 
 from constrained_adapters.adapters.lora import adapter_pairs, lora_config, start_small
 from constrained_adapters.constraints import SubspaceConstraint
-from constrained_adapters.constraints.attach import attach
+from constrained_adapters.constraints.attach import attach, is_bound
+from constrained_adapters.constraints.finite import LastGood, first_not_finite
 from constrained_adapters.errors import TrainingError
 
 
@@ -158,9 +159,56 @@ def test_a_gradient_that_is_not_finite_stops_before_anything_changes(
     optimizer.step()
     before = [p.detach().clone() for p in parameters(pairs)]
     parameters(pairs)[where].grad[0, 0] = bad
-    with pytest.raises(TrainingError, match=r"the gradient of domain 'law' is not finite at step 2"):
+    found = rf"1 of \d+ values of .*parameter {where + 1}"
+    with pytest.raises(
+        TrainingError, match=rf"the gradient of domain 'law' is not finite at step 2\n.*{found}"
+    ):
         optimizer.step()
     assert all(torch.equal(p, was) for p, was in zip(parameters(pairs), before, strict=True))
+
+
+@pytest.mark.parametrize("where", [0, 1], ids=["bound A", "free B"])
+def test_a_step_that_breaks_a_weight_is_taken_back(make_pairs, set_gradients, force, where):
+    pairs, seen = make_pairs(), []
+    force(subspace(pairs), on_step=seen.append)
+    optimizer = AdamW(parameters(pairs), lr=0.1)
+    for step in range(2):
+        set_gradients(pairs, step)
+        optimizer.step()
+    before = [p.detach().clone() for p in parameters(pairs)]
+    optimizer.state[parameters(pairs)[where]]["exp_avg"][0, 0] = float("inf")
+    with pytest.raises(
+        TrainingError, match=r"step 3 of domain 'law' made a weight that is not finite"
+    ) as error:
+        optimizer.step()
+    assert f"the optimizer's parameter {where + 1}, shape {tuple(before[where].shape)}" in str(error.value)
+    assert "the weights before this step are back" in str(error.value)
+    assert all(torch.equal(p, was) for p, was in zip(parameters(pairs), before, strict=True))
+    assert len(seen) == 2
+
+
+def test_weights_too_large_to_copy_only_stop_the_run(make_pairs, set_gradients, force):
+    pairs = make_pairs()
+    attachment = force(subspace(pairs))
+    attachment._last_good = LastGood(limit_bytes=8)
+    optimizer = SGD(parameters(pairs), lr=float("inf"))
+    set_gradients(pairs)
+    with pytest.raises(TrainingError, match=r"step 1 .*not finite(?s:.*)too large to copy"):
+        optimizer.step()
+
+
+def test_large_values_are_finite():
+    """A norm overflows where no value does."""
+    assert first_not_finite([torch.full((4,), 1e38), torch.full((4,), -3e38)]) is None
+    assert first_not_finite([]) is None
+
+
+def test_what_is_bound_is_known_until_it_comes_off(make_pairs, force):
+    pairs, others = make_pairs(), make_pairs(seed=9)
+    attachment = force(subspace(pairs))
+    assert is_bound(parameters(pairs)) and not is_bound(parameters(others))
+    attachment.remove()
+    assert not is_bound(parameters(pairs))
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -257,8 +305,9 @@ def test_accumulation_of_a_bare_loop_equals_one_large_batch(adapted, token_rows,
 
 def test_a_broken_example_stops_the_trainer_before_the_weights_break(adapted, token_rows, tmp_path, force):
     pairs = list(adapter_pairs(adapted, "default"))
-    force(subspace(pairs))
-    pairs[-1].b.register_hook(lambda gradient: gradient * float("nan"))
-    with pytest.raises(TrainingError, match="not finite at step 1"):
+    force(subspace(pairs), owner=adapted)
+    pairs[0].a.register_hook(lambda gradient: gradient * float("nan"))
+    name = r"base_model\.model\.model\.layers\.0\.self_attn\.q_proj\.lora_A\.default\.weight"
+    with pytest.raises(TrainingError, match=rf"not finite at step 1\n.*values of {name}"):
         run_trainer(adapted, token_rows, tmp_path, max_grad_norm=0.0)
     assert all(bool(torch.isfinite(p).all()) for p in parameters(pairs))
