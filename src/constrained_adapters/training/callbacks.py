@@ -10,7 +10,6 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from constrained_adapters.model import CRMAModel
 from constrained_adapters.training.observer import RunObserver
 
 WHOLE = "whole"
@@ -41,10 +40,8 @@ class CurveRecorder(TrainerCallback, ExportableState):
         """Write down this step."""
         self.step_numbers.append(state.global_step)
         self.curves["seconds"].append(time.perf_counter() - self._begun)
-        model = kwargs["model"]
-        if isinstance(model, CRMAModel):
-            for name, value in model.last_measurements.items():
-                self.curves.setdefault(name, []).append(value)
+        for name, value in getattr(kwargs["model"], "last_measurements", {}).items():
+            self.curves.setdefault(name, []).append(value)
 
 
 class ProgressTeller(TrainerCallback):

@@ -1,4 +1,4 @@
-"""Train one adapter on one domain with the stock Trainer."""
+"""Train whatever is trainable of a model on one domain, with the stock Trainer."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from constrained_adapters.config import TrainingConfig
-from constrained_adapters.data.tokens import TokenDataset, collate
+from constrained_adapters.data.tokens import collate
 from constrained_adapters.errors import TrainingError, UnknownNameError
-from constrained_adapters.model import CRMAModel
 from constrained_adapters.training.callbacks import (
     CheckpointSealer,
     CurveRecorder,
@@ -38,9 +38,9 @@ class TrainingRecord:
 
 
 def train_domain(
-    model: CRMAModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    dataset: TokenDataset,
+    dataset: Dataset[dict[str, list[int]]],
     settings: TrainingConfig,
     *,
     method: str,
@@ -49,8 +49,22 @@ def train_domain(
     seed: int,
     folder: Path,
     observer: RunObserver,
+    in_order: bool = False,
 ) -> TrainingRecord:
-    """Train the model's trainable active adapter; go on from the last whole checkpoint in ``folder``.
+    """Train the model's trainable parameters; go on from the last whole checkpoint in ``folder``.
+
+    Args:
+        model: A causal language model of transformers or PEFT.
+        tokenizer: Says how rows are padded.
+        dataset: Rows with ``input_ids`` and ``labels``.
+        settings: ``training:`` of crma.yaml.
+        method: Named to the observer.
+        domain: Named to the observer and in errors.
+        learning_rate: Peak.
+        seed: Of the order of the rows.
+        folder: Of the checkpoints.
+        observer: Told about each step.
+        in_order: Take the rows as they stand instead of shuffling them.
 
     Raises:
         TrainingError: The loss is not finite, or memory ran out.
@@ -69,6 +83,7 @@ def train_domain(
                 seed=seed,
                 folder=folder,
                 on_cpu=model.get_input_embeddings().weight.device.type == "cpu",
+                in_order=in_order,
             ),
             train_dataset=dataset,
             data_collator=_collator(tokenizer),
@@ -100,7 +115,13 @@ def check_optimizer(name: str) -> None:
 
 
 def training_arguments(
-    settings: TrainingConfig, *, learning_rate: float, seed: int, folder: Path, on_cpu: bool
+    settings: TrainingConfig,
+    *,
+    learning_rate: float,
+    seed: int,
+    folder: Path,
+    on_cpu: bool,
+    in_order: bool = False,
 ) -> TrainingArguments:
     """Translate ``training:`` of crma.yaml into Trainer's own arguments; ``on_cpu`` is where the base is."""
     steps = settings.steps
@@ -127,6 +148,7 @@ def training_arguments(
         save_total_limit=2,
         seed=seed,
         data_seed=seed,
+        train_sampling_strategy="sequential" if in_order else "random",
         report_to="none",
         disable_tqdm=True,
         restore_callback_states_from_checkpoint=True,

@@ -10,6 +10,7 @@ from typing import Any
 from constrained_adapters.config import MethodConfig, RunConfig
 from constrained_adapters.data.examples import Domain
 from constrained_adapters.evaluation.summary import summarise
+from constrained_adapters.model.constrained import MEMORY_FILE
 from constrained_adapters.recipes import find_recipe
 from constrained_adapters.results import Curve, DomainRecord, Matrix, MethodResult, Sample
 from constrained_adapters.workspace import Workspace
@@ -43,13 +44,14 @@ def method_result(
         for number, domain in enumerate(domains, start=1)
     ]
     recipe = find_recipe(method)
+    # What is kept for the method as a whole: the base's memory, a running importance, a replay buffer.
+    shared = sum(path.stat().st_size for path in workspace.memory.glob("*.safetensors"))
     totals = {
         "train_seconds": sum(record.train_seconds for record in records),
         "memory_seconds": sum(record.memory_seconds for record in records),
         "eval_seconds": sum(record.eval_seconds for record in records),
-        "step_seconds": sum(_facts(workspace.adapter(d.name))["step_seconds"] for d in domains)
-        / len(domains),
-        "bytes_per_domain": sum(r.adapter_bytes + r.memory_bytes for r in records) / len(records),
+        "step_seconds": _mean_step_seconds(workspace, domains),
+        "bytes_per_domain": (sum(r.adapter_bytes + r.memory_bytes for r in records) + shared) / len(records),
         "peak_memory_bytes": float(peak_bytes),
         "keeps_old_data": float(recipe.keeps_old_data),
     }
@@ -80,12 +82,21 @@ def _domain_record(home: Path, domain: Domain, eval_seconds: float, config: RunC
         train_seconds=facts["seconds"],
         memory_seconds=facts.get("memory_seconds", 0.0),
         eval_seconds=eval_seconds,
-        adapter_bytes=sizes["adapter_model.safetensors"],
-        memory_bytes=sizes.get("gradient_memory.safetensors", 0),
+        adapter_bytes=sum(
+            size for name, size in sizes.items() if name.endswith(".safetensors") and name != MEMORY_FILE
+        ),
+        memory_bytes=sizes.get(MEMORY_FILE, 0),
         curves={name: Curve(steps=steps, values=values) for name, (steps, values) in facts["curves"].items()},
         constraint={**facts["constraint"], **mean_removed},
         predicted_increase_nats=facts["predicted_increase_nats"],
     )
+
+
+def _mean_step_seconds(workspace: Workspace, domains: Sequence[Domain]) -> float:
+    """Mean of the domains' medians, of those that were trained."""
+    medians = [_facts(workspace.adapter(domain.name))["step_seconds"] for domain in domains]
+    trained = [seconds for seconds in medians if seconds > 0]
+    return sum(trained) / len(trained) if trained else 0.0
 
 
 def _facts(home: Path) -> dict[str, Any]:

@@ -15,11 +15,11 @@ import torch
 from constrained_adapters.config import DomainConfig, MethodConfig, RunConfig
 from constrained_adapters.data.examples import Example, fingerprint_examples
 from constrained_adapters.data.load import load_domain
-from constrained_adapters.model import CRMAModel
 from constrained_adapters.models.load import load_base
-from constrained_adapters.recipes import find_recipe, model_config
+from constrained_adapters.recipes import check_methods, find_recipe
 from constrained_adapters.results import RunResult
 from constrained_adapters.training.domain import check_optimizer
+from constrained_adapters.training.learners import make_learner
 from constrained_adapters.training.observer import RunObserver, SilentObserver
 from constrained_adapters.training.record import method_result
 from constrained_adapters.training.sequence import DomainSequence, Prepared
@@ -43,8 +43,7 @@ def run_config(config: RunConfig, *, observer: RunObserver | None = None, fresh:
             of another run, or a training that cannot go on.
     """
     observer = observer or SilentObserver()
-    for method in config.methods:
-        find_recipe(method)
+    check_methods(config)
     check_optimizer(config.training.optimizer)
     domains = tuple(load_domain(domain, config.seed) for domain in config.domains)
     for domain in domains:
@@ -56,20 +55,21 @@ def run_config(config: RunConfig, *, observer: RunObserver | None = None, fresh:
     results = []
     for index, method in enumerate(config.methods):
         # Before anything is written down, so that a wrong setting can be put right and the run begun.
-        model = CRMAModel.from_base(base, model_config(method, config.base, config.adapter))
         workspace = Workspace(config.output / method.name)
+        learner = make_learner(base, config, method, workspace.memory)
+        growing = ("domains",) if find_recipe(method).resizable else ()
         with workspace.lock():
             if fresh:
                 workspace.clear()
             workspace.remember_base(base.fingerprint, base.description)
-            workspace.remember_settings(_fixed_settings(config, method, prepared), growing=("domains",))
+            workspace.remember_settings(_fixed_settings(config, method, prepared), growing=growing)
             if index == 0:
                 atomic_write_text(config.output / "crma.yaml", dump_config(config))
             first = config.output / config.methods[0].name
             base_row = Workspace(first).evaluation(0) if index else None
-            DomainSequence(model, workspace, prepared, config, method, observer).run(base_row)
+            DomainSequence(learner, workspace, prepared, config, method, observer).run(base_row)
             results.append(method_result(workspace, config, method, domains, peak_memory_bytes()))
-            model.unload()
+            learner.release()
     result = RunResult(
         title=config.title,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

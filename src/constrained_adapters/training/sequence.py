@@ -17,21 +17,19 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from constrained_adapters.config import MethodConfig, RunConfig
-from constrained_adapters.data.examples import Domain
+from constrained_adapters.config import CRMAConfig, MethodConfig, RunConfig
+from constrained_adapters.data.examples import Domain, Example
 from constrained_adapters.data.tokens import TokenDataset
 from constrained_adapters.evaluation.samples import generate_answers
 from constrained_adapters.evaluation.scores import mean_nats, score_examples
-from constrained_adapters.memory.kfac import KFACMemory
 from constrained_adapters.memory.reservoir import num_memory_examples, sample_rows
-from constrained_adapters.model import CRMAModel
-from constrained_adapters.model.constrained import MEMORY_FILE
+from constrained_adapters.recipes import find_recipe, model_config, penalty_weight
 from constrained_adapters.training.domain import TrainingRecord, train_domain
+from constrained_adapters.training.learner import Learner
 from constrained_adapters.training.observer import RunObserver
 from constrained_adapters.workspace import Workspace, atomic_directory, atomic_write_bytes, atomic_write_json
 
 TRAINING_FILE = "training.json"
-BASE_MEMORY = "base.safetensors"
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class DomainSequence:
     """The life of one method in one workspace.
 
     Args:
-        model: Without adapters; it ends with one adapter per domain, all active.
+        learner: Has learnt nothing yet.
         workspace: Locked by the caller.
         prepared: Data and tokenizer.
         config: Of the run.
@@ -57,14 +55,14 @@ class DomainSequence:
 
     def __init__(
         self,
-        model: CRMAModel,
+        learner: Learner,
         workspace: Workspace,
         prepared: Prepared,
         config: RunConfig,
         method: MethodConfig,
         observer: RunObserver,
     ) -> None:
-        self.model, self.workspace, self.prepared = model, workspace, prepared
+        self.learner, self.workspace, self.prepared = learner, workspace, prepared
         self.config, self.method, self.observer = config, method, observer
 
     def run(self, base_row: Path | None = None) -> None:
@@ -79,8 +77,7 @@ class DomainSequence:
                 atomic_write_bytes(self.workspace.evaluation(0), base_row.read_bytes())
             else:
                 self._evaluate(0, self.prepared.domains)
-        if self._protects and self.model.crma_config.protect_base:
-            self._base_memory()
+        self.learner.prepare(lambda text: self.observer.stage(self.method.name, None, text))
         for number, domain in enumerate(self.prepared.domains, start=1):
             self._learn(number, domain)
             last = number == len(self.prepared.domains)
@@ -88,53 +85,59 @@ class DomainSequence:
             if not self._is_measured(number, sampled):
                 self._evaluate(number, sampled)
             self._write_ledger(number, domain)
-
-    @property
-    def _protects(self) -> bool:
-        return self.model.crma_config.effective_strength > 0.0
+            self.learner.settle([self.workspace.adapter(d.name) for d in self.prepared.domains[:number]])
 
     # -- learning --------------------------------------------------------------------------------
 
     def _learn(self, number: int, domain: Domain) -> None:
         home = self.workspace.adapter(domain.name)
+        examples = self._examples(number, domain)
+        if not examples:
+            if not home.is_dir():
+                with atomic_directory(home) as folder:
+                    atomic_write_json(folder / TRAINING_FILE, _training_json(TrainingRecord(), {}, {}))
+            return
         if home.is_dir():
-            self.model.load_adapter(home, domain.name)
-            self._activate(number)
+            self.learner.resume(number, domain.name, home)
         else:
-            self._train(number, domain, home)
-        if self._protects and not (home / MEMORY_FILE).is_file():
+            self._train(number, domain.name, examples, home)
+        if not self.learner.remembers(domain.name, home):
             self._remember(number, domain, home)
 
-    def _activate(self, number: int) -> None:
-        self.model.set_active_adapters([domain.name for domain in self.prepared.domains[:number]])
+    def _examples(self, number: int, domain: Domain) -> Sequence[Example]:
+        """What is trained on in a domain's turn; nothing where there is nothing to train."""
+        recipe = find_recipe(self.method)
+        if recipe.trained == "nothing":
+            return ()
+        if recipe.rehearsal == "all":
+            return [each for d in self.prepared.domains for each in d.train] if number == 1 else ()
+        return domain.train
 
-    def _train(self, number: int, domain: Domain, home: Path) -> None:
+    def _train(self, number: int, name: str, examples: Sequence[Example], home: Path) -> None:
         seed = self.config.seed * 1000 + number
         settings = self.config.training
+        if settings.steps is not None and find_recipe(self.method).rehearsal == "all":
+            settings = settings.model_copy(update={"steps": settings.steps * len(self.prepared.domains)})
         set_seed(seed)
-        self.model.create_adapter(domain.name, domain_id=number)
-        self._activate(number)
-        self.model.enable_constrained_training(self._protects)
+        self.learner.begin(number, name)
         record = train_domain(
-            self.model,
+            self.learner.module,
             self.prepared.tokenizer,
-            TokenDataset.from_examples(domain.train, self.prepared.tokenizer, settings.max_length_tokens),
+            self._tokens(examples),
             settings,
             method=self.method.name,
-            domain=domain.name,
+            domain=name,
             learning_rate=self.method.learning_rate or settings.learning_rate,
             seed=seed,
-            folder=self.workspace.checkpoints(domain.name),
+            folder=self.workspace.checkpoints(name),
             observer=self.observer,
         )
-        facts = self.model.constraint_facts()
-        predicted = self.model.predicted_increase_nats(domain.name)
-        self.model.enable_constrained_training(False)
-        self.model.freeze_adapter(domain.name)
+        facts = self.learner.describe()
+        predicted = self.learner.predicted_increase_nats(name)
         with atomic_directory(home) as folder:
-            self.model.save_adapter(folder, domain.name)
+            self.learner.finish(name, folder)
             atomic_write_json(folder / TRAINING_FILE, _training_json(record, facts, predicted))
-        shutil.rmtree(self.workspace.checkpoints(domain.name), ignore_errors=True)
+        shutil.rmtree(self.workspace.checkpoints(name), ignore_errors=True)
 
     def _remember(self, number: int, domain: Domain, home: Path) -> None:
         self.observer.stage(self.method.name, domain.name, "making the gradient memory")
@@ -142,34 +145,26 @@ class DomainSequence:
         examples = sample_rows(
             domain.train, self._memory_examples(domain), seed=self.config.seed * 1000 + number
         )
-        tokens = TokenDataset.from_examples(
-            examples, self.prepared.tokenizer, self.config.training.max_length_tokens
-        )
+        tokens = self._tokens(examples)
         rows = [(torch.tensor(t.input_ids), torch.tensor(t.labels)) for t in tokens.tokens]
-        memory = self.model.update_gradient_memory(domain.name, rows, max_examples=len(rows))
-        atomic_write_bytes(home / MEMORY_FILE, memory.to_bytes())
+        self.learner.remember(number, domain.name, home, rows)
         self._note_memory_seconds(home, time.perf_counter() - begun)
+
+    def _tokens(self, examples: Sequence[Example]) -> TokenDataset:
+        longest = self.config.training.max_length_tokens
+        return TokenDataset.from_examples(examples, self.prepared.tokenizer, longest)
 
     def _memory_examples(self, domain: Domain) -> int:
         settings = self.config.training
         passes = settings.steps or 0
         seen = passes * settings.batch_size * settings.gradient_accumulation_steps
         seen = seen or int(len(domain.train) * (settings.epochs or 1.0))
-        return num_memory_examples(seen, self.model.crma_config.gradient_memory_size)
+        size = CRMAConfig.model_fields["gradient_memory_size"].default
+        return num_memory_examples(seen, self.method.gradient_memory_size or size)
 
     def _note_memory_seconds(self, home: Path, seconds: float) -> None:
         facts = json.loads((home / TRAINING_FILE).read_text(encoding="utf-8"))
         atomic_write_json(home / TRAINING_FILE, {**facts, "memory_seconds": seconds})
-
-    def _base_memory(self) -> None:
-        path = self.workspace.memory / BASE_MEMORY
-        if path.is_file():
-            self.model.base_memory = self.model.load_memory(path)
-            return
-        self.observer.stage(self.method.name, None, "the base writes text for the memory of what it knows")
-        memory: KFACMemory = self.model.make_base_memory(seed=self.config.seed)
-        atomic_write_bytes(path, memory.to_bytes())
-        self.model.base_memory = memory
 
     # -- measuring -------------------------------------------------------------------------------
 
@@ -187,44 +182,62 @@ class DomainSequence:
         what = "scoring the base" if row == 0 else f"scoring after domain {row}"
         self.observer.stage(self.method.name, None, what)
         begun = time.perf_counter()
-        settings, tokenizer = self.config.evaluation, self.prepared.tokenizer
-        self._activate(row)
-        self.model.eval()
         scores: dict[str, dict[str, float]] = {}
-        for domain in self.prepared.domains:
-            examples = getattr(domain, settings.split)[: settings.max_items]
-            scores[domain.name] = mean_scores(
-                score_examples(
-                    self.model,
-                    tokenizer,
-                    examples,
-                    batch_size=settings.batch_size,
-                    max_length=self.config.training.max_length_tokens,
-                )
-            )
+        written: dict[str, list[str]] = {}
+        for number, domain in enumerate(self.prepared.domains, start=1):
+            known = self._known_row(row, number)
+            scores[domain.name] = known["scores"][domain.name] if known else self._score(row, number)
+            if domain in sample_domains and self.config.evaluation.num_samples:
+                kept = known["samples"].get(domain.name) if known else None
+                written[domain.name] = kept or self._write_samples(row, number)
         general = None
         if self.prepared.general_texts:
-            general = mean_nats(
-                self.model,
-                tokenizer,
-                self.prepared.general_texts,
-                batch_size=settings.batch_size,
-                max_length=self.config.training.max_length_tokens,
-            )
-        written = {
-            domain.name: generate_answers(
-                self.model,
-                tokenizer,
-                getattr(domain, settings.split)[: settings.num_samples],
-                max_new_tokens=settings.max_new_tokens,
-                batch_size=settings.batch_size,
-            )
-            for domain in sample_domains
-            if settings.num_samples
-        }
+            known = self._known_row(row, 0)
+            general = known["general_nats"] if known else self._general_nats(row)
         seconds = time.perf_counter() - begun
         self.workspace.write_evaluation(row, scores, general_nats=general, samples=written, seconds=seconds)
         self.observer.row(self.method.name, row, scores)
+
+    def _known_row(self, row: int, number: int) -> dict[str, Any] | None:
+        """The earlier row that was scored in the same state of the model, where there is one."""
+        earlier = self.learner.shown_since(row, number)
+        return self.workspace.read_evaluation(earlier) if earlier < row else None
+
+    def _score(self, row: int, number: int) -> dict[str, float]:
+        settings = self.config.evaluation
+        return mean_scores(
+            score_examples(
+                self._shown(row, number),
+                self.prepared.tokenizer,
+                getattr(self.prepared.domains[number - 1], settings.split)[: settings.max_items],
+                batch_size=settings.batch_size,
+                max_length=self.config.training.max_length_tokens,
+            )
+        )
+
+    def _general_nats(self, row: int) -> float:
+        return mean_nats(
+            self._shown(row, 0),
+            self.prepared.tokenizer,
+            self.prepared.general_texts,
+            batch_size=self.config.evaluation.batch_size,
+            max_length=self.config.training.max_length_tokens,
+        )
+
+    def _write_samples(self, row: int, number: int) -> list[str]:
+        settings = self.config.evaluation
+        return generate_answers(
+            self._shown(row, number),
+            self.prepared.tokenizer,
+            getattr(self.prepared.domains[number - 1], settings.split)[: settings.num_samples],
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size,
+        )
+
+    def _shown(self, row: int, number: int) -> Any:
+        self.learner.show(row, number)
+        self.learner.module.eval()
+        return self.learner.module
 
     def _write_ledger(self, number: int, domain: Domain) -> None:
         if any(entry.get("domain") == domain.name for entry in self.workspace.ledger.entries()):
@@ -232,7 +245,7 @@ class DomainSequence:
         home = self.workspace.adapter(domain.name)
         record = json.loads((home / TRAINING_FILE).read_text(encoding="utf-8"))
         row = self.workspace.read_evaluation(number)
-        settings = self.model.crma_config
+        settings = model_config(self.method, self.config.base, self.config.adapter)
         self.workspace.ledger.append(
             {
                 "domain": domain.name,
@@ -246,6 +259,7 @@ class DomainSequence:
                 "residual_scaling": settings.residual_scaling,
                 "constraint_type": settings.constraint_type,
                 "constraint_strength": settings.effective_strength,
+                "penalty_weight": penalty_weight(self.method),
                 "learning_rate": self.method.learning_rate or self.config.training.learning_rate,
                 "constraint": record["constraint"],
                 "predicted_increase_nats": record["predicted_increase_nats"],

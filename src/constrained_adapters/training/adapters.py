@@ -1,0 +1,136 @@
+"""Learners whose domains become LoRA adapters of one :class:`CRMAModel`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from constrained_adapters.memory.kfac import KFACMemory
+from constrained_adapters.model import CRMAModel
+from constrained_adapters.model.constrained import MEMORY_FILE
+from constrained_adapters.training.learner import Rows
+from constrained_adapters.training.penalties import Penalty
+from constrained_adapters.workspace import atomic_write_bytes
+
+BASE_MEMORY = "base.safetensors"
+
+
+class AdapterLearner:
+    """One adapter a domain, each on top of the earlier ones.
+
+    Args:
+        model: Without adapters; it ends with one per domain. Its config says how CRMA's memories bind a step.
+        memory_folder: Of the method's workspace.
+        seed: Of the text that the base writes for its own memory.
+        use: ``together``: after each domain all adapters so far are active, one model for every domain.
+            ``alone``: each domain is scored with its own adapter; one not learnt yet, and text of no domain,
+            on the base. ``once``: there is one adapter only, learnt in the place of the first domain.
+        penalty: Binds the steps beside, or instead of, CRMA's own constraint.
+    """
+
+    def __init__(
+        self,
+        model: CRMAModel,
+        memory_folder: Path,
+        *,
+        seed: int,
+        use: Literal["together", "alone", "once"] = "together",
+        penalty: Penalty | None = None,
+    ) -> None:
+        self._model, self._folder, self._seed, self._use = model, memory_folder, seed, use
+        self._penalty = penalty
+        self._names: list[str] = []
+
+    @property
+    def module(self) -> Any:
+        """The model with its active adapters."""
+        return self._model
+
+    @property
+    def _protects(self) -> bool:
+        return self._model.crma_config.effective_strength > 0.0
+
+    def prepare(self, tell: Callable[[str], None]) -> None:
+        """Make, or read, the memory of the base's own knowledge, where the constraint wants one."""
+        if not (self._protects and self._model.crma_config.protect_base):
+            return
+        path = self._folder / BASE_MEMORY
+        if path.is_file():
+            self._model.base_memory = self._model.load_memory(path)
+            return
+        tell("the base writes text for the memory of what it knows")
+        memory: KFACMemory = self._model.make_base_memory(seed=self._seed)
+        atomic_write_bytes(path, memory.to_bytes())
+        self._model.base_memory = memory
+
+    def begin(self, number: int, domain: str) -> None:
+        """Add the domain's adapter and bind its steps."""
+        earlier = list(self._names)
+        self._model.create_adapter(domain, domain_id=number)
+        self._names.append(domain)
+        self.show(number, number)
+        self._model.enable_constrained_training(self._protects)
+        if self._penalty is not None:
+            self._penalty.bind(self._model, domain, earlier)
+
+    def finish(self, domain: str, folder: Path) -> None:
+        """Freeze the adapter and write it."""
+        if self._penalty is not None:
+            self._penalty.release()
+        self._model.enable_constrained_training(False)
+        self._model.freeze_adapter(domain)
+        self._model.save_adapter(folder, domain)
+
+    def resume(self, number: int, domain: str, home: Path) -> None:
+        """Load the adapter, with its memory."""
+        self._model.load_adapter(home, domain)
+        self._names.append(domain)
+        self.show(number, number)
+
+    def remembers(self, domain: str, home: Path) -> bool:
+        """Whether CRMA's memory lies in ``home`` and the penalty's has the domain, where they are wanted."""
+        kept = not self._protects or (home / MEMORY_FILE).is_file()
+        return kept and (self._penalty is None or self._penalty.remembers(domain))
+
+    def remember(self, number: int, domain: str, home: Path, rows: Rows) -> None:
+        """Measure the memories that are wanted, at the present weights."""
+        self.show(number, number)
+        if self._protects and not (home / MEMORY_FILE).is_file():
+            memory = self._model.update_gradient_memory(domain, rows, max_examples=len(rows))
+            atomic_write_bytes(home / MEMORY_FILE, memory.to_bytes())
+        if self._penalty is not None and not self._penalty.remembers(domain):
+            self._penalty.remember(self._model, domain, rows, seed=number)
+
+    def show(self, row: int, number: int) -> None:
+        """Activate the adapters that take part."""
+        if self._use != "alone":
+            self._model.set_active_adapters(self._names[:row])
+        elif 1 <= number <= row:
+            self._model.set_active_adapters([self._names[number - 1]])
+        else:
+            self._model.set_active_adapters([])
+
+    def shown_since(self, row: int, number: int) -> int:
+        """``together``: never before. ``once``: since row 1. ``alone``: since the domain was learnt."""
+        if self._use == "together":
+            return row
+        if self._use == "once":
+            return min(row, 1)
+        return number if number <= row else 0
+
+    def settle(self, homes: Sequence[Path]) -> None:
+        """Nothing: every adapter is needed."""
+
+    def describe(self) -> dict[str, float]:
+        """Facts of CRMA's constraint and of the penalty."""
+        facts = self._model.constraint_facts()
+        return facts if self._penalty is None else {**facts, **self._penalty.describe()}
+
+    def predicted_increase_nats(self, domain: str) -> dict[str, float]:
+        """By CRMA's memories."""
+        return self._model.predicted_increase_nats(domain)
+
+    def release(self) -> None:
+        """Take all adapters off the base."""
+        self._model.unload()
