@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from constrained_adapters.config import CRMAConfig, RunConfig
     from constrained_adapters.data.load import load_domain
     from constrained_adapters.model import CRMAModel
+    from constrained_adapters.model.protect import protect
     from constrained_adapters.report.page import write_report
     from constrained_adapters.results import RunResult, load_results
     from constrained_adapters.training.run import run_config
@@ -24,6 +25,7 @@ _HOMES = {
     "RunResult": "results",
     "load_domain": "data.load",
     "load_results": "results",
+    "protect": "model.protect",
     "read_config": "yaml_config",
     "run_config": "training.run",
     "write_report": "report.page",
@@ -36,6 +38,7 @@ __all__ = [
     "RunResult",
     "load_domain",
     "load_results",
+    "protect",
     "read_config",
     "run_config",
     "write_report",

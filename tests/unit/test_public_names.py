@@ -14,6 +14,7 @@ PUBLIC_NAMES = [
     "RunResult",
     "load_domain",
     "load_results",
+    "protect",
     "read_config",
     "run_config",
     "write_report",

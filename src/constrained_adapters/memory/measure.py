@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from constrained_adapters.errors import TrainingError
 from constrained_adapters.memory.gather import gather_statistics
 from constrained_adapters.memory.kfac import KFACMemory
 from constrained_adapters.memory.reservoir import pad_rows
@@ -48,9 +49,15 @@ def measure_memory(
     device = model.get_input_embeddings().weight.device
     batches = (pad_rows(list(rows[i : i + batch_size]), device) for i in range(0, len(rows), batch_size))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        stats = gather_statistics(
-            model, modules, batches, generator=torch.Generator().manual_seed(seed), domain=domain
-        )
+        try:
+            stats = gather_statistics(model, modules, batches, generator=torch.Generator().manual_seed(seed))
+        except TrainingError as error:  # the pass knows the layer, not the domain
+            raise TrainingError(
+                f"no gradient memory of domain {domain!r}: {error.what}",
+                got=error.got,
+                expected=error.expected,
+                hint=error.hint,
+            ) from error
     return KFACMemory.from_statistics(
         stats, domain=domain, base_fingerprint=base_fingerprint, share=max(LEAST_SHARE, strength)
     )
