@@ -113,6 +113,12 @@ _ROWS = [
         strength=0.95,
     ),
     Recipe(
+        "replay",
+        "sequential LoRA with kept examples of the finished domains mixed into the batches",
+        "Rolnick et al. 2019, arXiv 1811.11682",
+        rehearsal="replay",
+    ),
+    Recipe(
         "crma",
         "LoRA kept out of the input subspace that the base and the finished domains depend on",
         "after Saha et al. 2021, arXiv 2103.09762; see docs/methods.md",

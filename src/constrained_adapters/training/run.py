@@ -20,9 +20,10 @@ from constrained_adapters.recipes import check_methods, find_recipe
 from constrained_adapters.results import RunResult
 from constrained_adapters.training.domain import check_optimizer
 from constrained_adapters.training.learners import make_learner
+from constrained_adapters.training.lessons import Prepared
 from constrained_adapters.training.observer import RunObserver, SilentObserver
 from constrained_adapters.training.record import method_result
-from constrained_adapters.training.sequence import DomainSequence, Prepared
+from constrained_adapters.training.sequence import DomainSequence
 from constrained_adapters.workspace import Workspace, atomic_write_text
 from constrained_adapters.yaml_config import dump_config
 

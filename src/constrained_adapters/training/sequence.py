@@ -10,35 +10,26 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import set_seed
 
 from constrained_adapters.config import CRMAConfig, MethodConfig, RunConfig
-from constrained_adapters.data.examples import Domain, Example
-from constrained_adapters.data.tokens import TokenDataset
+from constrained_adapters.data.examples import Domain
 from constrained_adapters.evaluation.samples import generate_answers
 from constrained_adapters.evaluation.scores import mean_nats, score_examples
 from constrained_adapters.memory.reservoir import num_memory_examples, sample_rows
-from constrained_adapters.recipes import find_recipe, model_config, penalty_weight
+from constrained_adapters.recipes import model_config, penalty_weight
 from constrained_adapters.training.domain import TrainingRecord, train_domain
 from constrained_adapters.training.learner import Learner
+from constrained_adapters.training.lessons import Lessons, Prepared
 from constrained_adapters.training.observer import RunObserver
 from constrained_adapters.workspace import Workspace, atomic_directory, atomic_write_bytes, atomic_write_json
 
 TRAINING_FILE = "training.json"
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What all methods of a run share: data, texts, the tokenizer."""
-
-    domains: tuple[Domain, ...]
-    general_texts: tuple[str, ...]
-    tokenizer: PreTrainedTokenizerBase
 
 
 class DomainSequence:
@@ -64,6 +55,7 @@ class DomainSequence:
     ) -> None:
         self.learner, self.workspace, self.prepared = learner, workspace, prepared
         self.config, self.method, self.observer = config, method, observer
+        self.lessons = Lessons(prepared, config, method, workspace.memory)
 
     def run(self, base_row: Path | None = None) -> None:
         """Do what is not done yet.
@@ -91,8 +83,7 @@ class DomainSequence:
 
     def _learn(self, number: int, domain: Domain) -> None:
         home = self.workspace.adapter(domain.name)
-        examples = self._examples(number, domain)
-        if not examples:
+        if self.lessons.is_empty(number):
             if not home.is_dir():
                 with atomic_directory(home) as folder:
                     atomic_write_json(folder / TRAINING_FILE, _training_json(TrainingRecord(), {}, {}))
@@ -100,37 +91,28 @@ class DomainSequence:
         if home.is_dir():
             self.learner.resume(number, domain.name, home)
         else:
-            self._train(number, domain.name, examples, home)
+            self._train(number, domain.name, home)
         if not self.learner.remembers(domain.name, home):
             self._remember(number, domain, home)
+        self.lessons.keep(number)
 
-    def _examples(self, number: int, domain: Domain) -> Sequence[Example]:
-        """What is trained on in a domain's turn; nothing where there is nothing to train."""
-        recipe = find_recipe(self.method)
-        if recipe.trained == "nothing":
-            return ()
-        if recipe.rehearsal == "all":
-            return [each for d in self.prepared.domains for each in d.train] if number == 1 else ()
-        return domain.train
-
-    def _train(self, number: int, name: str, examples: Sequence[Example], home: Path) -> None:
+    def _train(self, number: int, name: str, home: Path) -> None:
         seed = self.config.seed * 1000 + number
-        settings = self.config.training
-        if settings.steps is not None and find_recipe(self.method).rehearsal == "all":
-            settings = settings.model_copy(update={"steps": settings.steps * len(self.prepared.domains)})
+        lesson = self.lessons.lesson(number)
         set_seed(seed)
         self.learner.begin(number, name)
         record = train_domain(
             self.learner.module,
             self.prepared.tokenizer,
-            self._tokens(examples),
-            settings,
+            lesson.rows,
+            lesson.settings,
             method=self.method.name,
             domain=name,
-            learning_rate=self.method.learning_rate or settings.learning_rate,
+            learning_rate=self.method.learning_rate or lesson.settings.learning_rate,
             seed=seed,
             folder=self.workspace.checkpoints(name),
             observer=self.observer,
+            in_order=lesson.in_order,
         )
         facts = self.learner.describe()
         predicted = self.learner.predicted_increase_nats(name)
@@ -145,20 +127,15 @@ class DomainSequence:
         examples = sample_rows(
             domain.train, self._memory_examples(domain), seed=self.config.seed * 1000 + number
         )
-        tokens = self._tokens(examples)
+        tokens = self.lessons.tokens(examples)
         rows = [(torch.tensor(t.input_ids), torch.tensor(t.labels)) for t in tokens.tokens]
         self.learner.remember(number, domain.name, home, rows)
         self._note_memory_seconds(home, time.perf_counter() - begun)
 
-    def _tokens(self, examples: Sequence[Example]) -> TokenDataset:
-        longest = self.config.training.max_length_tokens
-        return TokenDataset.from_examples(examples, self.prepared.tokenizer, longest)
-
     def _memory_examples(self, domain: Domain) -> int:
         settings = self.config.training
-        passes = settings.steps or 0
-        seen = passes * settings.batch_size * settings.gradient_accumulation_steps
-        seen = seen or int(len(domain.train) * (settings.epochs or 1.0))
+        rows = (settings.steps or 0) * settings.batch_size * settings.gradient_accumulation_steps
+        seen = rows or int(len(domain.train) * (settings.epochs or 1.0))
         size = CRMAConfig.model_fields["gradient_memory_size"].default
         return num_memory_examples(seen, self.method.gradient_memory_size or size)
 
