@@ -1,4 +1,4 @@
-"""One short pass over a domain's examples that yields its K-FAC statistics.
+"""One short pass over a domain's examples that feeds every kind of memory of it.
 
 For each adapted matrix W (d_out × d_in) with input a_t and output gradient g_t at token t,
 of the loss on labels drawn from the model itself (so the true Fisher, not the squared gradient
@@ -11,51 +11,54 @@ of the data's labels):
 so that none depends on the batch size, and ``output ⊗ energy`` is K-FAC's Fisher per loss token.
 Padding does not count. Modules that read the same input (q, k, v) share ``energy`` and ``weighted``, the
 latter summed over them. Terms between different tokens are left out, as in K-FAC-expand
-(Eschenhagen et al. 2023, arXiv 2311.00636).
+(Eschenhagen et al. 2023, arXiv 2311.00636). Other accumulators can listen to the same pass, such as
+:class:`~constrained_adapters.memory.gradient_sketch.SketchAccumulator`, which keeps those terms.
 
-Axis letters: b batch, s sequence, d width, v vocabulary.
+Axis letters: b batch, s sequence, n tokens of a batch without padding, d width, v vocabulary.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from constrained_adapters.errors import TrainingError
+from constrained_adapters.memory.statistics import SKETCH_ROWS, WIDE, KFACAccumulator, Statistics
+
+__all__ = ["Accumulator", "Statistics", "gather_statistics"]
+
+
+class Accumulator(Protocol):
+    """What listens to the pass."""
+
+    wants_true_labels: bool
+    """Whether a second backward pass, of the loss on the data's own labels, is wanted."""
+
+    def start_batch(self, lengths: list[int], loss_lengths: list[int]) -> None:
+        """Tokens and loss tokens of each example of the batch that begins."""
+
+    def add_inputs(self, name: str, key: str, rows: Tensor) -> None:
+        """Inputs (n, d_in) of module ``name``, example after example; ``key`` names their first reader."""
+
+    def add_gradients(self, name: str, key: str, rows: Tensor, gradients: Tensor, *, drawn: bool) -> None:
+        """Gradients (n, d_out) at the outputs, of the summed loss on drawn or on true labels."""
+
+    def end_batch(self) -> None:
+        """All modules have been heard."""
 
 
 @dataclass
-class Statistics:
-    """Sums over tokens, float32; ``groups`` maps each module to the key of its shared input."""
+class _Pass:
+    """State of the batch under way: ``mask`` (b · s,) is true where there is no padding."""
 
-    groups: dict[str, str] = field(default_factory=dict)
-    energy: dict[str, Tensor] = field(default_factory=dict)
-    weighted: dict[str, Tensor] = field(default_factory=dict)
-    output: dict[str, Tensor] = field(default_factory=dict)
-    num_tokens: int = 0
-    num_loss_tokens: int = 0
-    num_examples: int = 0
-    loss_nats: float = 0.0
+    accumulators: Sequence[Accumulator]
     mask: Tensor | None = None
-    """Which tokens of the present batch are no padding, shape (b · s,)."""
-
-    def normalised(self) -> Statistics:
-        """Sums turned into means: ``energy`` per token, the others per loss token."""
-        tokens, loss_tokens = self.num_tokens, self.num_loss_tokens
-        return replace(
-            self,
-            energy={key: value / tokens for key, value in self.energy.items()},
-            weighted={key: value / loss_tokens for key, value in self.weighted.items()},
-            output={key: value / loss_tokens for key, value in self.output.items()},
-            loss_nats=self.loss_nats / loss_tokens,
-            mask=None,
-        )
+    drawn: bool = True
 
 
 def gather_statistics(
@@ -65,6 +68,9 @@ def gather_statistics(
     *,
     generator: torch.Generator,
     domain: str = "",
+    accumulators: Sequence[Accumulator] = (),
+    wide: int = WIDE,
+    sketch_rows: int = SKETCH_ROWS,
 ) -> Statistics:
     """Run the pass.
 
@@ -76,6 +82,9 @@ def gather_statistics(
             label is −100 carry no loss, and rows of only such tokens are left out.
         generator: CPU source of the drawn labels; the global random state is not touched.
         domain: Named in errors.
+        accumulators: Others that listen to the same pass.
+        wide: Widths above it are sketched: no d × d matrix is made for them.
+        sketch_rows: Size of those sketches.
 
     Returns:
         Their means.
@@ -83,46 +92,34 @@ def gather_statistics(
     Raises:
         TrainingError: No loss token in any batch, or a statistic is not finite.
 
-    Cost: one forward and one backward pass per batch, no weight gradients.
+    Cost: one forward and one backward pass per batch, no weight gradients; one more backward pass
+    where an accumulator wants the data's own labels.
     """
-    stats = Statistics()
+    kfac = KFACAccumulator(wide, sketch_rows)
+    state = _Pass([kfac, *accumulators])
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     takes_columns = "logits_to_keep" in inspect.signature(model.forward).parameters
     sparse = takes_columns and all(module is not head for module in modules.values())
-    with _recording(model, modules, stats):
+    with _recording(model, modules, state):
         for batch in batches:
-            _one_batch(model, batch, stats, generator, sparse)
-    of_domain = f" of domain {domain!r}" if domain else ""
-    if stats.num_loss_tokens == 0:
-        raise TrainingError(
-            f"no token of these examples{of_domain} carries loss", expected="at least one answer token"
-        )
-    for kind in ("energy", "weighted", "output"):
-        for name, value in getattr(stats, kind).items():
-            if not torch.isfinite(value).all():
-                raise TrainingError(
-                    f"the gradient memory{of_domain} is not finite",
-                    got=f"{kind} of layer {name}",
-                    hint="look for broken weights or examples; float16 overflows where bfloat16 does not",
-                )
-    return stats.normalised()
+            kfac.statistics.loss_nats += _one_batch(model, batch, state, generator, sparse)
+    return kfac.statistics.normalised(domain)
 
 
 def _one_batch(
-    model: nn.Module,
-    batch: Mapping[str, Tensor],
-    stats: Statistics,
-    generator: torch.Generator,
-    sparse: bool,
-) -> None:
+    model: nn.Module, batch: Mapping[str, Tensor], state: _Pass, generator: torch.Generator, sparse: bool
+) -> float:
+    """Feed one batch; returns the loss on its own labels, summed over tokens."""
     # Row by row, so that it does not matter which rows share a batch.
     counts = (batch["labels"][:, 1:] != -100).any(dim=1)
     if not bool(counts.any()):
-        return
+        return 0.0
     batch = {key: batch[key][counts] for key in ("input_ids", "attention_mask", "labels")}
-    labels = batch["labels"][:, 1:]
+    labels, mask = batch["labels"][:, 1:], batch["attention_mask"].bool()
     place = labels != -100
-    stats.mask = batch["attention_mask"].bool().reshape(-1)
+    state.mask, state.drawn = mask.reshape(-1), True
+    for each in state.accumulators:
+        each.start_batch(mask.sum(1).tolist(), place.sum(1).tolist())
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
     if sparse:
         # Logits over the vocabulary are a good part of a small model's work: only where a label is.
@@ -132,12 +129,15 @@ def _one_batch(
         logits = model(**inputs).logits[:, :-1][place].float()
     log_probs = torch.log_softmax(logits, dim=-1)
     drawn = _draw(log_probs.detach(), generator)
-    loss = -log_probs.gather(1, drawn[:, None]).sum()
-    loss.backward()
-    stats.num_tokens += int(stats.mask.sum())
-    stats.num_loss_tokens += int(place.sum())
-    stats.num_examples += labels.shape[0]
-    stats.loss_nats += float(-log_probs.detach().gather(1, labels[place][:, None]).sum())
+    both = any(each.wants_true_labels for each in state.accumulators)
+    (-log_probs.gather(1, drawn[:, None]).sum()).backward(retain_graph=both)
+    own = -log_probs.gather(1, labels[place][:, None]).sum()
+    if both:
+        state.drawn = False
+        own.backward()
+    for each in state.accumulators:
+        each.end_batch()
+    return float(own.detach())
 
 
 def _draw(log_probs: Tensor, generator: torch.Generator) -> Tensor:
@@ -152,30 +152,31 @@ def _draw(log_probs: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @contextmanager
-def _recording(model: nn.Module, modules: Mapping[str, nn.Module], stats: Statistics) -> Iterator[None]:
-    """Hooks that add each batch's terms; parameters are frozen meanwhile, so no weight gradient is made."""
+def _recording(model: nn.Module, modules: Mapping[str, nn.Module], state: _Pass) -> Iterator[None]:
+    """Hooks that pass on each batch's terms; parameters are frozen meanwhile, so no weight gradient is made.
+
+    The model is put in evaluation mode, which also switches gradient checkpointing off: nothing is
+    computed, and so counted, twice.
+    """
     required = {name: p.requires_grad for name, p in model.named_parameters()}
     modes, handles = {module: module.training for module in model.modules()}, []
-    last_input: list[tuple[Tensor | None, str]] = [(None, "")]
+    last: list[tuple[Tensor, str, Tensor]] = []
 
     def forward_hook(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             if not output.requires_grad:  # a pass of somebody else's, such as generating the next batch
                 return
-            source = args[0]
-            key = last_input[0][1] if last_input[0][0] is source else name
-            last_input[0] = (source, key)
-            stats.groups[name] = key
-            mask = stats.mask
-            rows = source.detach().reshape(-1, source.shape[-1])[mask].float()
-            if key == name:
-                _add(stats.energy, key, rows.T @ rows)
+            source, mask = args[0], state.mask
+            if not last or last[0][0] is not source:
+                last[:] = [(source, name, source.detach().reshape(-1, source.shape[-1])[mask].float())]
+            _, key, rows = last[0]
+            for each in state.accumulators:
+                each.add_inputs(name, key, rows)
 
             def backward(grad: Tensor) -> None:
                 g = grad.detach().reshape(-1, grad.shape[-1])[mask].float()
-                scaled = rows * g.pow(2).sum(1, keepdim=True)
-                _add(stats.weighted, key, rows.T @ scaled)
-                _add(stats.output, name, g.T @ g)
+                for each in state.accumulators:
+                    each.add_gradients(name, key, rows, g, drawn=state.drawn)
 
             output.register_hook(backward)
 
@@ -199,10 +200,3 @@ def _recording(model: nn.Module, modules: Mapping[str, nn.Module], stats: Statis
             p.requires_grad_(required[name])
         for module, training in modes.items():
             module.training = training
-
-
-def _add(table: dict[str, Tensor], key: str, term: Tensor) -> None:
-    if key in table:
-        table[key] += term
-    else:
-        table[key] = term

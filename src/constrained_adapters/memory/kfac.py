@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,12 @@ from torch import Tensor
 
 from constrained_adapters.errors import WorkspaceError
 from constrained_adapters.memory.factors import Factor
-from constrained_adapters.memory.gather import Statistics
+from constrained_adapters.memory.statistics import Statistics
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INPUT_KINDS = ("energy", "weighted")
+INPUT_RANK = 256
+OUTPUT_RANK = 16
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class KFACMemory:
         outputs: For each module a factor of width d_out.
         num_examples: Examples it was made from.
         loss_nats: Loss per answer token when it was made.
+        num_domains: How many domains' memories were merged into it.
     """
 
     domain: str
@@ -46,10 +48,18 @@ class KFACMemory:
     outputs: dict[str, Factor]
     num_examples: int = 0
     loss_nats: float = 0.0
+    num_domains: int = 1
 
     @classmethod
     def from_statistics(
-        cls, stats: Statistics, *, domain: str, base_fingerprint: str, share: float, output_rank: int = 16
+        cls,
+        stats: Statistics,
+        *,
+        domain: str,
+        base_fingerprint: str,
+        share: float,
+        input_rank: int = INPUT_RANK,
+        output_rank: int = OUTPUT_RANK,
     ) -> KFACMemory:
         """Compress the statistics of :func:`~constrained_adapters.memory.gather.gather_statistics`.
 
@@ -57,7 +67,8 @@ class KFACMemory:
             stats: Per loss token.
             domain: Name of the domain.
             base_fingerprint: The base it belongs to.
-            share: Share of each input factor's trace that its eigenvectors must hold.
+            share: Share of the trace of each input factor that its directions must hold.
+            input_rank: Most directions kept of an input; where it binds, less than ``share`` is held.
             output_rank: Directions kept of each output factor.
         """
         return cls(
@@ -65,10 +76,16 @@ class KFACMemory:
             base_fingerprint=base_fingerprint,
             groups=dict(stats.groups),
             inputs={
-                key: {kind: _stored(getattr(stats, kind)[key], share) for kind in INPUT_KINDS}
+                key: _on_cpu(
+                    Factor.stored_together(
+                        {kind: getattr(stats, kind)[key] for kind in INPUT_KINDS}, share, input_rank
+                    )
+                )
                 for key in stats.energy
             },
-            outputs={name: _stored(value, 1.0, output_rank) for name, value in stats.output.items()},
+            outputs=_on_cpu(
+                {name: Factor.stored(value, output_rank) for name, value in stats.output.items()}
+            ),
             num_examples=stats.num_examples,
             loss_nats=stats.loss_nats,
         )
@@ -76,36 +93,44 @@ class KFACMemory:
     def predicted_increase_nats(self, deltas: Mapping[str, Tensor]) -> float:
         """``½ Σ_W tr(ΔWᵀ G ΔW A)``: how much the updates raise this domain's loss per token, by K-FAC.
 
+        For a merged memory, the sum over its domains.
+
         Args:
             deltas: ΔW of each adapted module since the memory was made, shape (d_out, d_in).
 
         The quadratic model leaves out the domain's remaining gradient and everything between
-        layers: expect too small a figure when many layers move together.
+        layers: expect too small a figure when many layers move together;
+        :class:`~constrained_adapters.memory.gradient_sketch.GradientSketch` keeps both.
         """
         total = 0.0
         for module, delta in deltas.items():
             if module in self.outputs:
                 output, energy = self.outputs[module], self.inputs[self.groups[module]]["energy"]
-                rows = delta.T.float().to(output.vectors.device)
-                total += 0.5 * float((output.quadratic(rows) * energy.dense()).sum())
+                # tr = ‖√G ΔW √A‖², in four blocks of directions and axes: no d × d matrix is made.
+                for part in output.roots(delta.T.float().to(output.vectors.device)):
+                    total += 0.5 * sum(float(block.square().sum()) for block in energy.roots(part.T))
         return total
 
     def to_bytes(self) -> bytes:
-        """The memory as one safetensors file; eigenvectors in bfloat16."""
+        """The memory as one safetensors file; directions in bfloat16, a shared basis once."""
         tensors: dict[str, Tensor] = {}
-        rests: dict[str, float] = {}
-        for label, factor in self._factors():
-            tensors[f"{label}.vectors"] = factor.vectors.to(torch.bfloat16).contiguous()
+        for label, name, factor in self._factors():
+            if factor.basis is None or factor.rotation is None:
+                tensors[f"{label}.vectors"] = factor.vectors.to(torch.bfloat16).contiguous()
+            else:
+                tensors[f"basis:{name}"] = factor.basis.to(torch.bfloat16).contiguous()
+                tensors[f"{label}.rotation"] = factor.rotation.to(torch.bfloat16).contiguous()
             tensors[f"{label}.values"] = factor.values.contiguous()
-            rests[label] = factor.rest
+            tensors[f"{label}.rest"] = factor.rest.contiguous()
         facts = {
             "format_version": FORMAT_VERSION,
             "domain": self.domain,
             "base_fingerprint": self.base_fingerprint,
             "groups": self.groups,
-            "rests": rests,
+            "factors": [label for label, _, _ in self._factors()],
             "num_examples": self.num_examples,
             "loss_nats": self.loss_nats,
+            "num_domains": self.num_domains,
         }
         return save(tensors, metadata={"constrained_adapters": json.dumps(facts)})
 
@@ -114,7 +139,8 @@ class KFACMemory:
         """Read a memory file.
 
         Raises:
-            WorkspaceError: The file is damaged, is no gradient memory or holds values that are not finite.
+            WorkspaceError: The file is damaged, is no gradient memory, is of another format version or holds
+                values that are not finite.
         """
         try:
             with safe_open(path, "pt") as file:
@@ -132,15 +158,13 @@ class KFACMemory:
                 "a gradient memory is of another format version",
                 got=f"{facts['format_version']} in {path}",
                 expected=str(FORMAT_VERSION),
+                hint="make it again with update_gradient_memory, or use the version that wrote it",
             )
-        for label, factor in found._factors():
-            if not (
-                math.isfinite(factor.rest)
-                and all(torch.isfinite(t).all() for t in (factor.vectors, factor.values))
-            ):
+        for label, _, factor in found._factors():
+            if not all(torch.isfinite(t).all() for t in (factor.vectors, factor.values, factor.rest)):
                 raise WorkspaceError(
                     f"the gradient memory of domain {found.domain!r} is not finite",
-                    got=f"{label.replace(':', ' of layer ')} in {path}",
+                    got=f"{label.replace(':', ' of layer ', 1)} in {path}",
                     hint="make it again from its domain",
                 )
         return found
@@ -149,9 +173,14 @@ class KFACMemory:
     def _from_file(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> KFACMemory:
         inputs: dict[str, dict[str, Factor]] = {}
         outputs: dict[str, Factor] = {}
-        for label, rest in facts["rests"].items():
-            factor = Factor(tensors[f"{label}.vectors"], tensors[f"{label}.values"], rest)
+        for label in facts["factors"]:
             kind, _, name = label.partition(":")
+            values, rest = tensors[f"{label}.values"], tensors[f"{label}.rest"]
+            if f"{label}.rotation" in tensors:
+                basis, rotation = tensors[f"basis:{name}"], tensors[f"{label}.rotation"]
+                factor = Factor(basis @ rotation, values, rest, basis, rotation)
+            else:
+                factor = Factor(tensors[f"{label}.vectors"], values, rest)
             if kind == "output":
                 outputs[name] = factor
             else:
@@ -164,17 +193,16 @@ class KFACMemory:
             outputs,
             facts["num_examples"],
             facts["loss_nats"],
+            facts["num_domains"],
         )
 
-    def _factors(self) -> Iterator[tuple[str, Factor]]:
+    def _factors(self) -> Iterator[tuple[str, str, Factor]]:
         for name, kinds in self.inputs.items():
             for kind, factor in kinds.items():
-                yield f"{kind}:{name}", factor
+                yield f"{kind}:{name}", name, factor
         for name, factor in self.outputs.items():
-            yield f"output:{name}", factor
+            yield f"output:{name}", name, factor
 
 
-def _stored(matrix: Tensor, share: float, max_rank: int | None = None) -> Factor:
-    """What is read back after storing, so that a resumed run computes with the same numbers."""
-    factor = Factor.from_dense(matrix.cpu(), share, max_rank)
-    return Factor(factor.vectors.to(torch.bfloat16).float(), factor.values, factor.rest)
+def _on_cpu(factors: Mapping[str, Factor]) -> dict[str, Factor]:
+    return {name: factor.to("cpu") for name, factor in factors.items()}

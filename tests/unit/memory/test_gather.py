@@ -10,6 +10,7 @@ from torch import nn
 
 from constrained_adapters.errors import TrainingError
 from constrained_adapters.memory.gather import gather_statistics
+from constrained_adapters.memory.kfac import KFACMemory
 from constrained_adapters.memory.reservoir import pad_rows
 
 LLAMA_LAYERS = ["self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj"]
@@ -187,3 +188,56 @@ def test_labels_are_drawn_from_the_model_itself(tiny_llama):
     fisher = torch.diag(probs) - torch.outer(probs, probs)
     noise = float((1 - probs.square().sum()).sqrt() / 4096**0.5 / fisher.norm())
     assert float((stats.output["lm_head"] - fisher).norm() / fisher.norm()) < 1.3 * noise
+
+
+def test_wide_layers_are_sketched_and_no_square_matrix_is_made(tiny_llama, rows):
+    modules = {name: tiny_llama.get_submodule(name) for name in LLAMA}
+    batches = [pad_rows(rows[:4], "cpu"), pad_rows(rows[4:], "cpu")]
+    settings = {"generator": torch.Generator().manual_seed(5), "wide": 31, "sketch_rows": 30}
+    found, expected = (
+        gather_statistics(tiny_llama, modules, batches, **settings),
+        gather(tiny_llama, LLAMA, rows, batch_size=4),
+    )
+    for kind in KINDS:
+        for name, value in getattr(expected, kind).items():
+            sketch = getattr(found, kind)[name]
+            if value.shape[0] > 31:
+                assert sketch.rows.shape[0] <= 60
+                close(sketch.rows.T @ sketch.rows, value.double())
+                close(sketch.diagonal, value.double().diagonal())
+            else:
+                close(sketch, value.double())
+    kept = KFACMemory.from_statistics(found, domain="d", base_fingerprint="", share=0.97, input_rank=12)
+    same = KFACMemory.from_statistics(expected, domain="d", base_fingerprint="", share=0.97, input_rank=12)
+    deltas = {name: torch.ones(module.weight.shape) for name, module in modules.items()}
+    assert kept.predicted_increase_nats(deltas) == pytest.approx(
+        same.predicted_increase_nats(deltas), rel=0.02
+    )
+
+
+def test_sketches_do_not_depend_on_the_batch_size(tiny_llama, rows):
+    modules = {name: tiny_llama.get_submodule(name) for name in LLAMA}
+    found = []
+    for size in (1, 4, 7):
+        batches = (pad_rows(rows[i : i + size], "cpu") for i in range(0, len(rows), size))
+        generator = torch.Generator().manual_seed(5)
+        stats = gather_statistics(tiny_llama, modules, batches, generator=generator, wide=8, sketch_rows=6)
+        found.append(stats)
+    for kind in KINDS:
+        for name, value in getattr(found[0], kind).items():
+            for other in (getattr(stats, kind)[name] for stats in found[1:]):
+                torch.testing.assert_close(other.diagonal, value.diagonal, rtol=1e-4, atol=1e-6)
+                expected = value.rows.T @ value.rows
+                scale = float(expected.abs().max())
+                torch.testing.assert_close(other.rows.T @ other.rows, expected, rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_gradient_checkpointing_counts_nothing_twice(tiny_llama, rows):
+    expected = gather(tiny_llama, LLAMA, rows)
+    model = tiny_llama.train()
+    model.activation_checkpointing_enable()
+    found = gather(model, LLAMA, rows)
+    assert model.training
+    for kind in KINDS:
+        for name, value in getattr(expected, kind).items():
+            assert torch.equal(getattr(found, kind)[name], value)

@@ -102,8 +102,8 @@ def test_a_memory_read_back_is_bit_equal(tmp_path):
     for name in ("domain", "base_fingerprint", "groups", "num_examples", "loss_nats"):
         assert getattr(found, name) == getattr(kept, name)
     assert list(found.inputs) == list(kept.inputs) and list(found.outputs) == list(kept.outputs)
-    for (label, factor), (other, same) in zip(kept._factors(), found._factors(), strict=True):
-        assert label == other and factor.rest == same.rest
+    for (label, _, factor), (other, _, same) in zip(kept._factors(), found._factors(), strict=True):
+        assert label == other and torch.equal(factor.rest, same.rest)
         assert torch.equal(factor.vectors, same.vectors) and torch.equal(factor.values, same.values)
     assert found.to_bytes() == kept.to_bytes()
     delta = {"q": torch.ones(8, 12)}
@@ -114,6 +114,15 @@ def test_it_keeps_no_more_than_it_is_asked_to():
     kept = memory(share=0.5, output_rank=2)
     assert all(factor.values.numel() <= 2 for factor in kept.outputs.values())
     assert kept.inputs["q"]["energy"].values.numel() < 12
+    capped = memory(share=1.0, input_rank=3).inputs["q"]
+    assert all(factor.values.numel() == 3 for factor in capped.values())
+    assert capped["energy"].trace == pytest.approx(float(statistics().energy["q"].trace()), rel=1e-5)
+
+
+def test_both_input_factors_are_stored_on_one_basis():
+    tensors = load(memory().to_bytes())
+    assert [name for name in tensors if name.startswith("basis:")] == ["basis:o", "basis:q"]
+    assert not [name for name in tensors if name.endswith(".vectors") and not name.startswith("output:")]
 
 
 def other_metadata(content: bytes, change) -> bytes:
@@ -130,8 +139,8 @@ def other_metadata(content: bytes, change) -> bytes:
         lambda content: b"\x00" * 64,
         lambda content: save({"a": torch.zeros(2)}),
         lambda content: other_metadata(content, lambda facts: []),
-        lambda content: other_metadata(content, lambda facts: {"format_version": 1}),
-        lambda content: other_metadata(content, lambda facts: {**facts, "rests": {"output:x": 0.0}}),
+        lambda content: other_metadata(content, lambda facts: {"format_version": 2}),
+        lambda content: other_metadata(content, lambda facts: {**facts, "factors": ["output:x"]}),
         lambda content: other_metadata(content, lambda facts: {**facts, "format_version": 99}),
     ],
     ids=["cut", "empty", "zeros", "foreign", "no facts", "few facts", "lacks a tensor", "version"],
@@ -142,6 +151,13 @@ def test_a_damaged_file_is_a_workspace_error_that_names_it(tmp_path, damage):
     with pytest.raises(WorkspaceError, match="a gradient memory") as caught:
         KFACMemory.load(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_file_of_the_first_format_says_what_to_do(tmp_path):
+    path = tmp_path / "memory.safetensors"
+    path.write_bytes(other_metadata(memory().to_bytes(), lambda facts: {**facts, "format_version": 1}))
+    with pytest.raises(WorkspaceError, match=r"another format version(?s:.*)make it again from its domain"):
+        KFACMemory.load(path)
 
 
 def test_a_missing_file_is_a_workspace_error(tmp_path):
