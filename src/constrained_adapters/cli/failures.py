@@ -33,7 +33,7 @@ def with_failures(command: Callable[..., None]) -> Callable[..., None]:
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except KeyboardInterrupt:
-            print_interrupted(resumes=command.__name__ == "run")
+            print_interrupted(resumes=command.__name__ in {"run", "benchmark"})
             raise typer.Exit(1) from None
         except BrokenPipeError:  # whoever read our output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,6 +14,7 @@ from typing import Annotated, TextIO
 import typer
 
 from constrained_adapters.cli.assets import assets
+from constrained_adapters.cli.benchmark import benchmark
 from constrained_adapters.cli.compare import compare
 from constrained_adapters.cli.data import data
 from constrained_adapters.cli.failures import print_interrupted, set_debug, with_failures
@@ -31,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (init, data, assets, run, status, report, compare):
+for _command in (init, data, assets, run, status, report, compare, benchmark):
     app.command()(with_failures(_command))
 
 

@@ -83,6 +83,9 @@ class BarObserver(LineObserver):
     def started(self, total_methods: int, domains: list[str]) -> None:
         """The run begins."""
         super().started(total_methods, domains)
+        if self._whole is not None:  # the next run of a benchmark
+            self._progress.remove_task(self._whole)
+            self._finished = {}
         self._whole = self._progress.add_task("whole run", total=total_methods * len(domains))
 
     def stage(self, method: str, domain: str | None, text: str) -> None:
