@@ -45,7 +45,7 @@ def method_result(
     ]
     recipe = find_recipe(method)
     # What is kept for the method as a whole: the base's memory, a running importance, a replay buffer.
-    shared = sum(path.stat().st_size for path in workspace.memory.glob("*.safetensors"))
+    shared = sum(path.stat().st_size for path in workspace.memory.rglob("*.safetensors"))
     totals = {
         "train_seconds": sum(record.train_seconds for record in records),
         "memory_seconds": sum(record.memory_seconds for record in records),

@@ -1,0 +1,51 @@
+"""Constraints that add the gradient of a penalty to the step.
+
+The gradient is added once per optimizer step, when the loss's own is complete: accumulated, unscaled and
+*clipped*. So the penalty is neither divided by the accumulated batches nor clipped with the loss, and
+``max_grad_norm`` bounds the loss's share of the step only.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from constrained_adapters.constraints.base import Constraint
+
+
+class PenaltyConstraint(Constraint):
+    """Adds ∂P/∂θ to the gradient of each parameter that has one; a subclass says what P is."""
+
+    def __init__(self) -> None:
+        self._measured = {"penalty": torch.zeros(()), "penalty_ratio": torch.zeros(())}
+
+    @abstractmethod
+    def terms(self) -> Iterator[tuple[nn.Parameter, Tensor, Tensor]]:
+        """For each parameter ∂P/∂θ and its share of P (0-dim), at the present weights; one at a time."""
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Add the penalty's gradient, and note the penalty before the step."""
+        own, added, value = [], [], []
+        for parameter, gradient, share in self.terms():
+            value.append(share.float())
+            if parameter.grad is None:
+                continue
+            own.append(parameter.grad.float().norm())
+            added.append(gradient.float().norm())
+            parameter.grad.add_(gradient.to(parameter.grad.dtype))
+        if not added:
+            self._measured = {"penalty": torch.zeros(()), "penalty_ratio": torch.zeros(())}
+            return
+        ratio = torch.stack(added).norm() / torch.stack(own).norm().clamp_min(1e-30)
+        self._measured = {"penalty": torch.stack(value).sum(), "penalty_ratio": ratio}
+
+    def after_step(self) -> None:
+        """Nothing: a penalty acts through the gradient only."""
+
+    def measurements(self) -> dict[str, Tensor]:
+        """``penalty``: P before the last step; ``penalty_ratio``: ‖∂P/∂θ‖ over the loss's gradient norm."""
+        return dict(self._measured)
