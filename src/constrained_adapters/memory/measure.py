@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from constrained_adapters.errors import TrainingError
 from constrained_adapters.memory.gather import gather_statistics
 from constrained_adapters.memory.kfac import KFACMemory
 from constrained_adapters.memory.reservoir import pad_rows
@@ -44,20 +43,14 @@ def measure_memory(
         TrainingError: No row carries loss, or a statistic is not finite.
 
     Cost: one forward and one backward pass over the rows; while it runs, a dense d × d matrix per
-    layer for its outputs and two per distinct input.
+    layer for its outputs and two per distinct input; wide ones are sketched instead.
     """
     device = model.get_input_embeddings().weight.device
     batches = (pad_rows(list(rows[i : i + batch_size]), device) for i in range(0, len(rows), batch_size))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        try:
-            stats = gather_statistics(model, modules, batches, generator=torch.Generator().manual_seed(seed))
-        except TrainingError as error:  # the pass knows the layer, not the domain
-            raise TrainingError(
-                f"no gradient memory of domain {domain!r}: {error.what}",
-                got=error.got,
-                expected=error.expected,
-                hint=error.hint,
-            ) from error
+        stats = gather_statistics(
+            model, modules, batches, generator=torch.Generator().manual_seed(seed), domain=domain
+        )
     return KFACMemory.from_statistics(
         stats, domain=domain, base_fingerprint=base_fingerprint, share=max(LEAST_SHARE, strength)
     )
