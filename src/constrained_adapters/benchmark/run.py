@@ -197,7 +197,7 @@ class _Runner:
         workspace = Workspace(config.output / cell.method)
         shared = self._store.work / "shared"
         lend(cell.config, workspace, shared)
-        _forget_peak_memory()
+        forget_peak_memory()
         try:
             self._store.write(cell, run_config(config, observer=self._observer))
         except STOPS:
@@ -237,7 +237,7 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
-def _forget_peak_memory() -> None:
+def forget_peak_memory() -> None:
     """Let the peak that a run reports be its own, not that of a heavier cell before it in this process."""
     import torch
 

@@ -152,4 +152,5 @@ def fake_method(config: RunConfig) -> MethodResult:
 def training(monkeypatch) -> FakeTraining:
     fake = FakeTraining()
     monkeypatch.setattr("constrained_adapters.training.run.run_config", fake)
+    monkeypatch.setattr("constrained_adapters.benchmark.run.forget_peak_memory", lambda: None)
     return fake
