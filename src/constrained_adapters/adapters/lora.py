@@ -70,11 +70,16 @@ def adapter_pairs(model: nn.Module, adapter: str) -> Iterator[AdapterPair]:
     """Each (A, B) of ``adapter``, in the order of the layers."""
     for name, layer in lora_layers(model).items():
         if adapter in layer.lora_A:
-            rank, alpha = layer.r[adapter], layer.lora_alpha[adapter]
             a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
             assert isinstance(a, nn.Parameter) and isinstance(b, nn.Parameter)
-            divisor = math.sqrt(rank) if layer.use_rslora.get(adapter, False) else rank
-            yield AdapterPair(name, a, b, alpha / divisor)
+            yield AdapterPair(name, a, b, own_scaling(layer, adapter))
+
+
+def own_scaling(layer: LoraLayer, adapter: str) -> float:
+    """The scaling that ``adapter`` was made with, whatever its weight in the active set is now."""
+    rank: int = layer.r[adapter]
+    alpha: float = layer.lora_alpha[adapter]
+    return alpha / (math.sqrt(rank) if layer.use_rslora.get(adapter, False) else rank)
 
 
 @torch.no_grad()

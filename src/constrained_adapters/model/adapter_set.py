@@ -6,40 +6,29 @@ import math
 import unicodedata
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModelForCausalLM
 
+from constrained_adapters.adapters.acting import ActingAdapters
 from constrained_adapters.adapters.lora import lora_config, lora_layers, start_small
 from constrained_adapters.config import CRMAConfig, check_domain_name
-from constrained_adapters.errors import AdapterStateError, ConfigError, UnknownNameError
-from constrained_adapters.memory.kfac import KFACMemory
+from constrained_adapters.errors import AdapterStateError, ConfigError, ModelError, UnknownNameError
 from constrained_adapters.memory.reservoir import Reservoir
+from constrained_adapters.model.passes import AdapterPasses, AdapterState
 from constrained_adapters.models.targets import resolve_targets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-@dataclass
-class AdapterState:
-    """What is known of one adapter beside its weights."""
-
-    domain_id: int
-    frozen: bool = False
-    weight: float = 1.0
-    folder: Path | None = None
-    memory: KFACMemory | None = None
-    reservoir: Reservoir = field(default_factory=lambda: Reservoir(1000))
-
-
-class AdapterSet(PeftModelForCausalLM):
+class AdapterSet(AdapterPasses):
     """A ``peft.PeftModelForCausalLM`` that can be without adapters, and keeps several active with weights.
+
+    Frozen active adapters are folded into one weight per layer when the model is next called, so that any
+    number of them costs what none costs; those in training are computed as PEFT does. Rows of one batch may
+    go through different adapters: ``adapter_names`` of :meth:`forward` and :meth:`generate`.
 
     Args:
         base: The base model; its parameters are frozen.
@@ -47,9 +36,6 @@ class AdapterSet(PeftModelForCausalLM):
         tokenizer: Saved along with a merged model.
         fingerprint: Of the base.
     """
-
-    base_model: Any
-    """PEFT's ``LoraModel``; the base itself while there is no adapter."""
 
     def __init__(
         self,
@@ -68,6 +54,8 @@ class AdapterSet(PeftModelForCausalLM):
         self._states: dict[str, AdapterState] = {}
         self._active: list[str] = []
         self._wrapped = False
+        self._acting = ActingAdapters()
+        self._applied: dict[str, tuple[float, bool]] = {}
         self._targets = resolve_targets(base, config.domain_specific_layers, config.layers_to_transform)
         self._transposed = any(type(base.get_submodule(name)).__name__ == "Conv1D" for name in self._targets)
         for parameter in base.parameters():
@@ -162,10 +150,13 @@ class AdapterSet(PeftModelForCausalLM):
         deleted = self._known(adapter_name)
         del self._states[deleted]
         self._active = [name for name in self._active if name != deleted]
-        if self._states:
-            super().delete_adapter(deleted)
-        else:
+        if not self._states:
             self.unload()
+            return
+        self._apply_layers()  # else PEFT picks another active adapter by itself
+        super().delete_adapter(deleted)
+        self._adopt_layers()
+        self._acting.stacks.drop(deleted)
         self._apply_active()
 
     def unload(self) -> PreTrainedModel:
@@ -184,22 +175,32 @@ class AdapterSet(PeftModelForCausalLM):
             self.set_active_adapters(names)
 
     def _inject(self, name: str, config: Any) -> None:
+        whole = config.modules_to_save or config.trainable_token_indices
+        if whole:
+            raise ModelError(
+                f"adapter {name!r} replaces parts of the base, so it cannot be weighed and switched",
+                got=f"modules_to_save or trainable_token_indices: {whole}",
+                expected="low-rank matrices only",
+                hint="train it without, or merge it into the base first",
+            )
         if self._wrapped:
             self.add_adapter(name, config)
-            return
-        base = self.base_model
-        training = self.training
-        with warnings.catch_warnings():  # PEFT asks transformers by a name that is going out of use
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-            super().__init__(base, config, adapter_name=name)  # PEFT wraps a base only with an adapter
-        self._wrapped = True
-        self.train(training)
+        else:
+            base = self.base_model
+            training = self.training
+            with warnings.catch_warnings():  # PEFT asks transformers by a name that is going out of use
+                warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+                super().__init__(base, config, adapter_name=name)  # PEFT wraps a base only with an adapter
+            self._wrapped = True
+            self.train(training)
+        self._adopt_layers()
 
     def _unwrap(self, base: PreTrainedModel) -> None:
         training = self.training
         torch.nn.Module.__init__(self)
         self.base_model = base
         self._wrapped = False
+        self._acting = ActingAdapters()
         self.train(training)
 
     def _new_name(self, name: str) -> str:
@@ -222,9 +223,6 @@ class AdapterSet(PeftModelForCausalLM):
     def _state(self, name: str) -> AdapterState:
         return self._states[self._known(name)]
 
-    def _trainable(self) -> list[str]:
-        return [name for name in self._active if not self._states[name].frozen]
-
     def _apply_active(self) -> None:
         self._apply_layers()
         self._active_changed()
@@ -233,57 +231,35 @@ class AdapterSet(PeftModelForCausalLM):
     def _active_changed(self) -> None:
         """Called whenever the active set, a weight or what is frozen has changed."""
 
+    def _adopt_layers(self) -> None:
+        """Called whenever PEFT has made or dropped layers or adapters, which leaves its settings behind."""
+        self._acting.adopt(lora_layers(self))
+        self._applied.clear()
+
     def _apply_layers(self) -> None:
-        """Make PEFT's layers agree with the active set, the weights and what is frozen."""
+        """Make the layers agree with the active set, the weights and what is frozen."""
         if not self._wrapped:
             return
-        self.base_model.set_adapter(self._active, inference_mode=True)
+        if not self._acting.all_covered:
+            self.base_model.set_adapter(self._active, inference_mode=True)
+            self._applied.clear()
+        self._acting.act(self._active, self._trainable())
+        self.base_model.active_adapter = self._acting.active
         self.active_adapter = self._active[0] if self._active else next(iter(self._states))
-        for layer in lora_layers(self).values():
-            for name, state in self._states.items():
+        changed = {}
+        for name, state in self._states.items():
+            wanted = (state.weight, name in self._active and not state.frozen)
+            if wanted[1] or self._applied.get(name) != wanted:
+                changed[name] = wanted
+        if not changed:
+            return
+        for layer in lora_layers(self).values() if not self._acting.all_covered else self._acting_layers():
+            for name, (weight, trainable) in changed.items():
                 if name in layer.lora_A:
-                    layer.set_scale(name, state.weight)
-                    trainable = name in self._active and not state.frozen
+                    layer.set_scale(name, weight)
                     layer.lora_A[name].requires_grad_(trainable)
                     layer.lora_B[name].requires_grad_(trainable)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the base's; in training the rows pass the active adapter's sample on their way."""
-        if self.training and torch.is_grad_enabled():
-            self._sample_rows(args, kwargs)
-        if not self._wrapped:
-            return self.base_model(*args, **kwargs)
-        return super().forward(*args, **kwargs)  # type: ignore[no-untyped-call]
-
-    def _sample_rows(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        trainable = self._trainable()
-        if not trainable:
-            frozen = [name for name in self._active if self._states[name].frozen]
-            raise AdapterStateError(
-                f"adapter {frozen[0]!r} is frozen and cannot be trained"
-                if frozen
-                else "no adapter is active",
-                got=f"active: {self._active}; adapters: {self.adapter_names}",
-                hint="create_adapter(NAME) and set_active_adapter(NAME), or model.eval() to only run it",
-            )
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        labels = kwargs.get("labels")
-        if ids is not None and labels is not None:
-            for name in trainable:
-                self._states[name].reservoir.offer(ids, labels, kwargs.get("attention_mask"))
-
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``transformers``' ``generate``, with the active adapters."""
-        if not self._wrapped:
-            return self.base_model.generate(*args, **kwargs)
-        return super().generate(*args, **kwargs)  # type: ignore[no-untyped-call]
-
-    @contextmanager
-    def base_only(self) -> Iterator[None]:
-        """Within this context the model is the untouched base."""
-        with self.disable_adapter() if self._wrapped else nullcontext():
-            yield
-        self._apply_layers()  # PEFT leaves every active adapter trainable, frozen ones too
+        self._applied.update(changed)
 
 
 def adapter_name_of(name: str) -> str:

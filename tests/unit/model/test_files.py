@@ -40,7 +40,7 @@ def test_an_adapter_comes_back_and_stock_peft_reads_it(two, base_folder, tmp_pat
     assert loaded.crma_config == model.crma_config
     assert not [p for p in loaded.parameters() if p.requires_grad]
     stock = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), tmp_path / "право")
-    assert torch.equal(logits(stock), wanted)
+    torch.testing.assert_close(logits(stock), wanted, rtol=1e-4, atol=1e-5)  # ours is folded: other rounding
 
 
 def test_a_stock_lora_is_loaded_too(base_folder, tmp_path, logits):
@@ -51,7 +51,7 @@ def test_a_stock_lora_is_loaded_too(base_folder, tmp_path, logits):
     stock.save_pretrained(tmp_path / "theirs")
     loaded = CRMAModel.from_pretrained(base_folder, adapters=[tmp_path / "theirs"])
     assert loaded.active_names == ["theirs"]
-    torch.testing.assert_close(logits(loaded), logits(stock), rtol=0, atol=0)
+    torch.testing.assert_close(logits(loaded), logits(stock), rtol=1e-4, atol=1e-5)
 
 
 def test_a_memory_made_after_saving_is_written_beside_the_adapter(make_model, rows, train, tmp_path):
