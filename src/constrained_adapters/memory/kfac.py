@@ -112,14 +112,14 @@ class KFACMemory:
         return total
 
     def to_bytes(self) -> bytes:
-        """The memory as one safetensors file; directions in bfloat16, a shared basis once."""
+        """The memory as one safetensors file; directions in float16, a shared basis once."""
         tensors: dict[str, Tensor] = {}
         for label, name, factor in self._factors():
             if factor.basis is None or factor.rotation is None:
-                tensors[f"{label}.vectors"] = factor.vectors.to(torch.bfloat16).contiguous()
+                tensors[f"{label}.vectors"] = factor.vectors.to(torch.float16).contiguous()
             else:
-                tensors[f"basis:{name}"] = factor.basis.to(torch.bfloat16).contiguous()
-                tensors[f"{label}.rotation"] = factor.rotation.to(torch.bfloat16).contiguous()
+                tensors[f"basis:{name}"] = factor.basis.to(torch.float16).contiguous()
+                tensors[f"{label}.rotation"] = factor.rotation.to(torch.float16).contiguous()
             tensors[f"{label}.values"] = factor.values.contiguous()
             tensors[f"{label}.rest"] = factor.rest.contiguous()
         facts = {
@@ -158,7 +158,7 @@ class KFACMemory:
                 "a gradient memory is of another format version",
                 got=f"{facts['format_version']} in {path}",
                 expected=str(FORMAT_VERSION),
-                hint="make it again with update_gradient_memory, or use the version that wrote it",
+                hint="make it again from its domain, or use the version that wrote it",
             )
         for label, _, factor in found._factors():
             if not all(torch.isfinite(t).all() for t in (factor.vectors, factor.values, factor.rest)):

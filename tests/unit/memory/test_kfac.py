@@ -54,7 +54,7 @@ def test_predicted_increase_is_near_that_of_the_uncompressed_factors():
     stats, kept = statistics(), memory(share=1.0)
     delta = torch.randn(8, 12, generator=torch.Generator().manual_seed(2))
     exact = 0.5 * float((delta.T @ stats.output["q"] @ delta @ stats.energy["q"]).trace())
-    assert kept.predicted_increase_nats({"q": delta}) == pytest.approx(exact, rel=0.02)  # bfloat16 vectors
+    assert kept.predicted_increase_nats({"q": delta}) == pytest.approx(exact, rel=0.02)  # float16 vectors
 
 
 class TokenModel(nn.Module):

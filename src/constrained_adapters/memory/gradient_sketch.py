@@ -1,0 +1,288 @@
+"""The gradient memory that sees all layers at once: compressed gradients of single sequences.
+
+K-FAC's Fisher treats each matrix by itself, and so predicts far too little when many layers move together.
+Here each remembered sequence n keeps its gradient G_n^l of every adapted matrix l, of the loss on labels
+drawn from the model, as its top singular pairs. With ΔW the increase of the loss per loss token is
+
+    p(ΔW) = Σ_l ⟨Ḡ^l, ΔW_l⟩  +  ½ Σ_n (Σ_l ⟨G_n^l, ΔW_l⟩)² / Σ_n tokens_n
+
+where Ḡ is the mean gradient on the data's *own* labels: what the finished domain had still to learn. The
+second term is ½ ΔWᵀ F ΔW with F the true Fisher, terms between tokens and between layers included,
+estimated from one draw per sequence. It knows only the directions of its sequences.
+
+Axis letters: n sequences, k pairs, m rank of the mean, b batch, s sequence.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from constrained_adapters.errors import TrainingError, WorkspaceError
+from constrained_adapters.memory.low_rank import LinearSketch, LowRank, top_pairs
+
+FORMAT_VERSION = 1
+Delta = Tensor | LowRank
+
+
+@dataclass(frozen=True)
+class GradientSketch:
+    """What is remembered of a domain, for all adapted matrices together.
+
+    Args:
+        domain: Name of the domain.
+        base_fingerprint: The base it belongs to.
+        left: For each module the left singular vectors, shape (n, d_out, k), float16.
+        right: The right ones times the singular values, shape (n, k, d_in), bfloat16.
+        means: For each module the mean gradient per loss token on the data's own labels, to rank m, bfloat16.
+        num_loss_tokens: Of all n sequences together.
+        kept_share: Share of the gradients' squared norm that the k pairs hold, 0 … 1.
+    """
+
+    domain: str
+    base_fingerprint: str
+    left: dict[str, Tensor]
+    right: dict[str, Tensor]
+    means: dict[str, LowRank]
+    num_loss_tokens: int
+    kept_share: float = 1.0
+
+    @property
+    def num_examples(self) -> int:
+        """Sequences remembered."""
+        return next(iter(self.left.values())).shape[0] if self.left else 0
+
+    def to(self, device: torch.device | str) -> GradientSketch:
+        """The memory on another device."""
+        return replace(
+            self,
+            left={name: value.to(device) for name, value in self.left.items()},
+            right={name: value.to(device) for name, value in self.right.items()},
+            means={
+                name: LowRank(mean.left.to(device), mean.right.to(device))
+                for name, mean in self.means.items()
+            },
+        )
+
+    def inner_products(self, deltas: Mapping[str, Delta]) -> Tensor:
+        """``Σ_l ⟨G_n^l, ΔW_l⟩`` of each sequence, shape (n,), float32.
+
+        Args:
+            deltas: ΔW of each module (d_out, d_in), or as :class:`LowRank`, which costs n·k·r·(d_out + d_in)
+                instead of n·k·d_out·d_in; modules that are not remembered are left out.
+        """
+        device = next(iter(self.left.values())).device
+        total = torch.zeros(self.num_examples, device=device)
+        for name, delta in deltas.items():
+            if name in self.left:
+                total += _products(self.left[name], self.right[name], delta)
+        return total
+
+    def predicted_increase_nats(self, deltas: Mapping[str, Delta], *, first_order: bool = False) -> float:
+        """How much the updates raise this domain's loss per loss token.
+
+        Args:
+            deltas: As in :meth:`inner_products`.
+            first_order: Add the mean gradient's term; it can be negative.
+        """
+        increase = 0.5 * float(self.inner_products(deltas).square().sum()) / self.num_loss_tokens
+        if first_order:
+            for name, delta in deltas.items():
+                if name in self.means:
+                    mean = self.means[name]
+                    increase += float(_products(mean.left[None], mean.right[None], delta))
+        return increase
+
+    def predicted_gradient(
+        self, deltas: Mapping[str, Delta], *, first_order: bool = False
+    ) -> dict[str, LowRank]:
+        """∂p/∂ΔW_l of the predicted increase, for each of ``deltas``' modules that is remembered.
+
+        With ΔW = s·B·A follow ∂p/∂B = s · left (right Aᵀ) and ∂p/∂A = s · (Bᵀ left) right.
+
+        Args:
+            deltas: As in :meth:`inner_products`.
+            first_order: Add the mean gradient.
+        """
+        weights = (self.inner_products(deltas) / self.num_loss_tokens)[:, None, None]
+        gradient = {}
+        for name in deltas:
+            if name not in self.left:
+                continue
+            left = (self.left[name].float() * weights).transpose(0, 1).flatten(1)
+            right = self.right[name].float().flatten(0, 1)
+            if first_order:
+                mean = self.means[name]
+                left = torch.cat([left, mean.left.float()], dim=1)
+                right = torch.cat([right, mean.right.float()])
+            gradient[name] = LowRank(left, right)
+        return gradient
+
+    def to_bytes(self) -> bytes:
+        """The memory as one safetensors file."""
+        tensors: dict[str, Tensor] = {}
+        for name in self.left:
+            tensors[f"left:{name}"], tensors[f"right:{name}"] = self.left[name], self.right[name]
+            tensors[f"mean_left:{name}"] = self.means[name].left
+            tensors[f"mean_right:{name}"] = self.means[name].right
+        facts = {
+            "format_version": FORMAT_VERSION,
+            "kind": "gradient sketch",
+            "domain": self.domain,
+            "base_fingerprint": self.base_fingerprint,
+            "modules": list(self.left),
+            "num_loss_tokens": self.num_loss_tokens,
+            "kept_share": self.kept_share,
+        }
+        stored = {name: value.cpu().contiguous() for name, value in tensors.items()}
+        return save(stored, metadata={"constrained_adapters": json.dumps(facts)})
+
+    @classmethod
+    def load(cls, path: Path) -> GradientSketch:
+        """Read a file of :meth:`to_bytes`.
+
+        Raises:
+            WorkspaceError: The file is damaged, is no gradient sketch, is of another format version or holds
+                values that are not finite.
+        """
+        try:
+            content = path.read_bytes()
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            facts = json.loads(header["__metadata__"]["constrained_adapters"])
+            version, kind = facts["format_version"], facts["kind"]
+            if (version, kind) != (FORMAT_VERSION, "gradient sketch"):
+                raise ValueError(
+                    f"{kind}, format {version}, instead of gradient sketch, format {FORMAT_VERSION}"
+                )
+            tensors = load(content)
+            if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
+                raise ValueError("a value is not finite")
+            names = facts["modules"]
+            return cls(
+                facts["domain"],
+                facts["base_fingerprint"],
+                {name: tensors[f"left:{name}"] for name in names},
+                {name: tensors[f"right:{name}"] for name in names},
+                {
+                    name: LowRank(tensors[f"mean_left:{name}"], tensors[f"mean_right:{name}"])
+                    for name in names
+                },
+                facts["num_loss_tokens"],
+                facts["kept_share"],
+            )
+        except Exception as error:
+            raise WorkspaceError(
+                "a gradient sketch cannot be read",
+                got=f"{path}: {type(error).__name__}: {error}",
+                hint="make it again from its domain",
+            ) from None
+
+
+class SketchAccumulator:
+    """Listens to :func:`~constrained_adapters.memory.gather.gather_statistics` and makes the sketch.
+
+    Args:
+        rank: k, singular pairs kept of each sequence's gradient of a matrix.
+        max_examples: n at most: the first sequences with a loss token.
+        mean_rank: m of the mean gradient.
+
+    Bytes kept: 2·(n·k + m)·Σ_l (d_out + d_in), so a LoRA of rank r in float32 is n·k + m = 2·r.
+    Cost: a second backward pass for the mean; per sequence and matrix O(s² (d_in + d_out)).
+    """
+
+    wants_true_labels = True
+
+    def __init__(self, *, rank: int = 1, max_examples: int = 64, mean_rank: int = 16) -> None:
+        self._rank, self._max_examples, self._mean_rank = rank, max_examples, mean_rank
+        self._parts: dict[str, list[LowRank]] = {}
+        self._means: dict[str, LinearSketch] = {}
+        self._lengths: list[int] = []
+        self._shared: tuple[Tensor, Tensor, Tensor] | None = None
+        self._num_examples = self._num_loss_tokens = 0
+        self._squares = self._kept_squares = 0.0
+
+    def start_batch(self, lengths: list[int], loss_lengths: list[int]) -> None:
+        """Take as many of the batch's examples as still fit."""
+        count = min(len(lengths), self._max_examples - self._num_examples)
+        self._lengths, self._shared = lengths[:count], None
+        self._num_examples += count
+        self._num_loss_tokens += sum(loss_lengths[:count])
+
+    def add_inputs(self, name: str, key: str, rows: Tensor) -> None:
+        """Nothing: the inputs come again with the gradients."""
+
+    def add_gradients(self, name: str, key: str, rows: Tensor, gradients: Tensor, *, drawn: bool) -> None:
+        """Compress each example's gradient, or add to the mean where the labels are the data's own.
+
+        Raises:
+            TrainingError: A gradient is not finite.
+        """
+        if not self._lengths:
+            return
+        count = sum(self._lengths)
+        gradients = gradients[:count]
+        if not drawn:
+            if name not in self._means:
+                widths = (gradients.shape[1], rows.shape[1])
+                self._means[name] = LinearSketch(*widths, self._mean_rank, rows.device)
+            self._means[name].add(gradients, rows[:count])
+            return
+        if self._shared is None or self._shared[0] is not rows:
+            inputs = pad_sequence(rows[:count].split(self._lengths), batch_first=True)
+            self._shared = (rows, inputs, inputs @ inputs.mT)
+        _, inputs, gram = self._shared
+        padded = pad_sequence(gradients.split(self._lengths), batch_first=True)
+        squares = float((gram * (padded @ padded.mT)).sum())
+        if not math.isfinite(squares):
+            raise TrainingError(
+                "the gradient of an example is not finite",
+                got=f"layer {name}",
+                hint="look for broken weights or examples; float16 overflows where bfloat16 does not",
+            )
+        pairs = top_pairs(padded, inputs, self._rank, gram)
+        self._squares += squares
+        self._kept_squares += float(pairs.right.square().sum())
+        half = LowRank(pairs.left.to(torch.float16), pairs.right.to(torch.bfloat16))
+        self._parts.setdefault(name, []).append(half)
+
+    def end_batch(self) -> None:
+        """Let go of the batch."""
+        self._lengths, self._shared = [], None
+
+    def finish(self, *, domain: str, base_fingerprint: str) -> GradientSketch:
+        """The memory of all that was heard, in main memory.
+
+        Args:
+            domain: Name of the domain.
+            base_fingerprint: The base it belongs to.
+        """
+        means = {name: mean.read() for name, mean in self._means.items()}
+        tokens, bfloat16 = max(self._num_loss_tokens, 1), torch.bfloat16
+        return GradientSketch(
+            domain,
+            base_fingerprint,
+            {name: torch.cat([part.left for part in parts]) for name, parts in self._parts.items()},
+            {name: torch.cat([part.right for part in parts]) for name, parts in self._parts.items()},
+            {n: LowRank((m.left / tokens).to(bfloat16), m.right.to(bfloat16)) for n, m in means.items()},
+            self._num_loss_tokens,
+            self._kept_squares / self._squares if self._squares else 1.0,
+        ).to("cpu")
+
+
+def _products(left: Tensor, right: Tensor, delta: Delta) -> Tensor:
+    """``⟨left_n right_n, ΔW⟩`` for left (n, d_out, k) and right (n, k, d_in), shape (n,)."""
+    left, right = left.float(), right.float()
+    if isinstance(delta, LowRank):
+        seen = left.mT @ delta.left.to(left)
+        pushed = right @ delta.right.to(right).T
+    else:
+        seen, pushed = left.mT @ delta.to(left), right
+    return (seen * pushed).sum((1, 2))
