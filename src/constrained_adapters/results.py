@@ -62,6 +62,9 @@ class DomainRecord(_Record):
     """Totals of the constraint over the domain, such as ``closed_ratio`` and ``removed_ratio``."""
     predicted_increase_nats: dict[str, float] = Field(default_factory=dict)
     """Per finished domain: the loss increase that the memories predict for this domain's update."""
+    measured_increase_nats: dict[str, float] = Field(default_factory=dict)
+    """Per finished domain, and ``base`` for general text: the rise of its mean loss over this domain's
+    training, from the test items (nats per token). Empty in records older than this field."""
 
 
 class MethodResult(_Record):

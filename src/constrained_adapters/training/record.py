@@ -9,6 +9,7 @@ from typing import Any
 
 from constrained_adapters.config import MethodConfig, RunConfig
 from constrained_adapters.data.examples import Domain
+from constrained_adapters.evaluation.calibration import measured_increases
 from constrained_adapters.evaluation.summary import summarise
 from constrained_adapters.model.constrained import MEMORY_FILE
 from constrained_adapters.recipes import find_recipe
@@ -40,7 +41,13 @@ def method_result(
     }
     general = [row["general_nats"] for row in rows]
     records = [
-        _domain_record(workspace.adapter(domain.name), domain, rows[number]["seconds"], config)
+        _domain_record(
+            workspace.adapter(domain.name),
+            domain,
+            rows[number]["seconds"],
+            config,
+            measured_increases(matrices.get("loss", []), general, [d.name for d in domains], number),
+        )
         for number, domain in enumerate(domains, start=1)
     ]
     recipe = find_recipe(method)
@@ -68,7 +75,9 @@ def method_result(
     )
 
 
-def _domain_record(home: Path, domain: Domain, eval_seconds: float, config: RunConfig) -> DomainRecord:
+def _domain_record(
+    home: Path, domain: Domain, eval_seconds: float, config: RunConfig, measured: dict[str, float]
+) -> DomainRecord:
     facts = _facts(home)
     removed = facts["curves"].get("removed_ratio", [[], []])[1]
     mean_removed = {"removed_ratio": sum(removed) / len(removed)} if removed else {}
@@ -89,6 +98,7 @@ def _domain_record(home: Path, domain: Domain, eval_seconds: float, config: RunC
         curves={name: Curve(steps=steps, values=values) for name, (steps, values) in facts["curves"].items()},
         constraint={**facts["constraint"], **mean_removed},
         predicted_increase_nats=facts["predicted_increase_nats"],
+        measured_increase_nats=measured,
     )
 
 

@@ -19,6 +19,7 @@ from transformers import set_seed
 
 from constrained_adapters.config import CRMAConfig, MethodConfig, RunConfig
 from constrained_adapters.data.examples import Domain
+from constrained_adapters.evaluation.calibration import measured_increases
 from constrained_adapters.evaluation.samples import generate_answers
 from constrained_adapters.evaluation.scores import mean_nats, score_examples
 from constrained_adapters.memory.reservoir import num_memory_examples, sample_rows
@@ -240,10 +241,17 @@ class DomainSequence:
                 "learning_rate": self.method.learning_rate or self.config.training.learning_rate,
                 "constraint": record["constraint"],
                 "predicted_increase_nats": record["predicted_increase_nats"],
+                "measured_increase_nats": self._measured_increases(number),
                 "scores": row["scores"],
                 "general_nats": row["general_nats"],
             }
         )
+
+    def _measured_increases(self, number: int) -> dict[str, float]:
+        rows = [self.workspace.read_evaluation(row) for row in range(number + 1)]
+        names = [domain.name for domain in self.prepared.domains]
+        losses = [[row["scores"][name].get("loss") for name in names] for row in rows]
+        return measured_increases(losses, [row["general_nats"] for row in rows], names, number)
 
 
 def mean_scores(scores: Sequence[Any]) -> dict[str, float]:
