@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from constrained_adapters.benchmark.cells import Cell, Restriction, describe, sweep_cells, table_cells
 from constrained_adapters.benchmark.choice import choose, chosen_settings
+from constrained_adapters.benchmark.once import SayOnce
 from constrained_adapters.benchmark.plan import Plan, Setting
 from constrained_adapters.benchmark.store import Store
 from constrained_adapters.benchmark.tables import write_tables
@@ -91,7 +92,7 @@ def run_benchmark(plan: Plan, options: Options, observer: RunObserver) -> Outcom
     store = Store(plan.home)
     with store.lock():
         store.refuse_changed([*sweep_cells(plan), *table_cells(plan, chosen_settings(plan, store))])
-        runner = _Runner(plan, store, options, observer)
+        runner = _Runner(plan, store, options, SayOnce(observer))
         if options.phase in ("sweep", "all"):
             runner.run(sweep_cells(plan))
             choose(plan, store)
@@ -233,8 +234,8 @@ class _Runner:
 def _one_line(error: Exception) -> str:
     if isinstance(error, ConstrainedAdaptersError):
         return error.what + (f" ({error.got})" if error.got else "")
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    words = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def forget_peak_memory() -> None:

@@ -110,7 +110,7 @@ def test_a_cell_that_fails_is_written_down_and_the_rest_goes_on(plan, training, 
 def test_an_unforeseen_error_is_one_line_too(plan, training):
     training.breaks["crma"] = RuntimeError("mat1 and mat2\nshapes")
     failed = go(plan).failed
-    assert set(failed.values()) == {"RuntimeError: mat1 and mat2"}
+    assert set(failed.values()) == {"RuntimeError: mat1 and mat2 shapes"}
 
 
 def test_what_no_other_cell_would_survive_stops_all(plan, training, tmp_path):
@@ -206,6 +206,20 @@ def test_what_a_cell_left_with_other_settings_goes(plan, training, tmp_path, wri
     old.mkdir(parents=True)
     go(plan)
     assert not old.exists()
+
+
+def test_what_every_cell_says_is_said_once(plan, training):
+    def noisy(config, *, observer):
+        observer.message("law: 3 duplicates dropped.")
+        return training(config, observer=observer)
+
+    listener = Listener()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("constrained_adapters.training.run.run_config", noisy)
+        run_benchmark(plan, Options(phase="sweep"), listener)
+    assert listener.messages[0] == "sweep 1 of 2: lora/learning_rate=0.001"
+    assert listener.messages.count("law: 3 duplicates dropped.") == 1
+    assert listener.messages[2].startswith("sweep 2 of 2: lora/learning_rate=0.01, about ")
 
 
 def test_the_peak_of_a_cell_is_its_own():
