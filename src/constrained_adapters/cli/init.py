@@ -39,8 +39,9 @@ def _check_free(file: Path, force: bool) -> None:
 def _domains(pairs: list[str], folder: Path) -> dict[str, str]:
     from pydantic import ValidationError
 
-    from constrained_adapters.config import DomainConfig, config_error
+    from constrained_adapters.config import DomainConfig
     from constrained_adapters.errors import ConfigError
+    from constrained_adapters.setting_errors import config_error
 
     domains: dict[str, str] = {}
     for pair in pairs:
