@@ -38,7 +38,8 @@ class LineObserver:
     def started(self, total_methods: int, domains: list[str]) -> None:
         """The run begins."""
         self._domains = list(domains)
-        self.write(f"{total_methods} methods, {len(domains)} domains: {' → '.join(domains)}")
+        methods = f"{total_methods} method{'s' * (total_methods != 1)}"
+        self.write(f"{methods}, {len(domains)} domains: {' → '.join(domains)}")
 
     def stage(self, method: str, domain: str | None, text: str) -> None:
         """A method turns to something else."""

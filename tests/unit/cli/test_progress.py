@@ -85,3 +85,16 @@ def test_a_terminal_is_noticed(monkeypatch):
         assert type(observer) is BarObserver
     with show_progress(quiet=True) as observer:
         assert type(observer) is LineObserver
+
+
+def test_the_next_run_of_a_benchmark_begins_its_own_bar(clock):
+    screen = io.StringIO()
+    with Progress(console=Console(file=screen, force_terminal=True, width=80)) as bars:
+        observer = BarObserver(bars)
+        act(observer, clock)
+        observer.started(1, ["law", "数学", "Право"])
+        whole = next(task for task in bars.tasks if task.description == "whole run")
+        assert len(bars.tasks) == 2
+        assert (whole.completed, whole.total) == (0, 3)
+        observer.row("crma", 1, {})
+        assert whole.completed == 1
