@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from constrained_adapters.evaluation.calibration import Pair
 from constrained_adapters.report.changes import Piece, changed_words, language_tag, same_answer
 from constrained_adapters.report.charts import Chart, Drawing, Line, sequence_chart, timeline_chart
+from constrained_adapters.report.forecast import forecast_chart, forecast_sentence, forecasts
 from constrained_adapters.report.heatmap import HeatMap, heat_maps
 from constrained_adapters.report.measures import cell, drift_percent, is_reference, perplexities
 from constrained_adapters.report.numbers import MISSING, decimal, finite, percent, seconds, size
 from constrained_adapters.results import MethodResult, Sample
-
-BASE_NAMES = frozenset({"base", "general"})
-"""Names under which the memory of the base's own knowledge predicts its increase."""
 
 CURVES = {
     "loss": ("Training loss", "nats per answer token"),
@@ -64,6 +63,8 @@ class Section:
     while_training: list[Drawing]
     more_curves: list[Drawing]
     predictions: list[Prediction]
+    forecast: Drawing | None
+    forecast_note: str
     samples: list[SampleView]
     more_samples: list[SampleView]
     data_rows: list[list[str]]
@@ -73,6 +74,7 @@ def section(index: int, method: MethodResult, methods: Sequence[MethodResult]) -
     """Build the part of the method at ``index`` of the run."""
     anchor = f"method-{index + 1}"
     first, rest = _samples(method)
+    found = forecasts(method)
     return Section(
         anchor=anchor,
         name=method.name,
@@ -84,7 +86,18 @@ def section(index: int, method: MethodResult, methods: Sequence[MethodResult]) -
         over_sequence=_over_sequence(anchor, method, methods),
         while_training=_present(_timeline(anchor, method, key) for key in CURVES),
         more_curves=_present(_timeline(anchor, method, key) for key in _other_curves(method)),
-        predictions=_predictions(method),
+        predictions=_predictions(found),
+        forecast=forecast_chart(
+            Chart(
+                f"{anchor}-forecast",
+                "Measured against predicted",
+                "nats per token; a forecast that held lies in the band",
+                height=300,
+            ),
+            found,
+            method.domains,
+        ),
+        forecast_note=forecast_sentence(found),
         samples=first,
         more_samples=rest,
         data_rows=_data_rows(method),
@@ -176,36 +189,17 @@ def _other_curves(method: MethodResult) -> list[str]:
     return sorted({key for record in method.records for key in record.curves} - set(CURVES))
 
 
-def _predictions(method: MethodResult) -> list[Prediction]:
-    rows = []
-    losses = method.matrices.get("loss", [])
-    for i, record in enumerate(method.records):
-        for finished, predicted in record.predicted_increase_nats.items():
-            if finished in method.domains:
-                j = method.domains.index(finished)
-                before, after = cell(losses, i, j), cell(losses, i + 1, j)
-            elif finished in BASE_NAMES and len(method.general_nats) > i + 1:
-                before, after = finite(method.general_nats[i]), finite(method.general_nats[i + 1])
-            else:
-                before = after = None
-            measured = None if before is None or after is None else after - before
-            rows.append(
-                Prediction(
-                    record.name,
-                    finished,
-                    decimal(predicted, 4, sign=True),
-                    decimal(measured, 4, sign=True),
-                    _factor(finite(predicted), measured),
-                )
-            )
-    return rows
-
-
-def _factor(predicted: float | None, measured: float | None) -> str:
-    """Predicted over measured; a ratio says something only where both rise."""
-    if predicted is None or measured is None or predicted <= 0 or measured <= 0:
-        return MISSING
-    return f"× {decimal(predicted / measured)}"
+def _predictions(found: Sequence[Pair]) -> list[Prediction]:
+    return [
+        Prediction(
+            pair.trained,
+            pair.finished,
+            decimal(finite(pair.predicted), 4, sign=True),
+            decimal(finite(pair.measured), 4, sign=True),
+            MISSING if pair.ratio is None else f"× {decimal(pair.ratio)}",
+        )
+        for pair in found
+    ]
 
 
 def _samples(method: MethodResult) -> tuple[list[SampleView], list[SampleView]]:

@@ -90,8 +90,9 @@ def test_tables_and_figures_are_described(html, page):
     assert len(page.all("caption")) == len(page.all("table")) > 6
     assert all(th.get("scope") in {"col", "row"} for th in page.all("th"))
     charts = [svg for svg in page.all("svg") if svg.get("role") == "img"]
-    # Per method: drift, exact match, choice accuracy, general text, a curve per key. And one front.
-    assert len(charts) == 1 + (4 + 5) + (4 + 3)
+    # Per method: drift, exact match, choice accuracy, general text, a curve per key; forecasts where there
+    # are memories. And one front.
+    assert len(charts) == 1 + (4 + 5 + 1) + (4 + 3)
     assert all(svg["aria-labelledby"] for svg in charts)
     described = re.findall(r"<desc id=\"pareto-desc\">([^<]+)", html)[0]
     assert "crma: learned 76.0 %, drift +1.9 %" in described and "On the front: crma, lora" in described
