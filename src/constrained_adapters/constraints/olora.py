@@ -1,9 +1,9 @@
 """``olora``: the A of the adapter in training is pushed orthogonal to those of the finished domains.
 
-P = λ Σ_layers Σ_{i<t} ‖A_i A_tᵀ‖₁, the sum of the absolute entries of each r × r product (O-LoRA, Wang et
-al. 2023, arXiv 2310.14152, equations 7 and 8), so ∂P/∂A_t = λ Σ_i sign(A_i A_tᵀ)ᵀ A_i; the earlier A are
-fixed. Deviation: none in the penalty; it is added after clipping, see
-:mod:`constrained_adapters.constraints.penalty`.
+P = λ Σ_layers Σ_{i<t} ‖A_i A_tᵀ‖₁, the sum of the absolute entries of each r × r product, as in the authors'
+code (O-LoRA, Wang et al. 2023, arXiv 2310.14152), so ∂P/∂A_t = λ Σ_i sign(A_i A_tᵀ)ᵀ A_i; the earlier A are
+fixed. Deviations: their code's second penalty, on the size of the new A and B, is left out; and the gradient
+is added after clipping, see :mod:`constrained_adapters.constraints.penalty`.
 
 Cost per step: 4·r²·d_in multiply-adds per matrix and finished domain; kept: the old adapters themselves.
 """

@@ -29,7 +29,8 @@ def method_result(
         config: Of the run.
         method: Of ``config.methods``.
         domains: In order.
-        peak_bytes: Most memory the process held.
+        peak_bytes: Most memory the process held for this method; the processes of a run that was stopped
+            wrote theirs beside each domain.
     """
     rows = [workspace.read_evaluation(row) for row in range(len(domains) + 1)]
     matrices: dict[str, Matrix] = {
@@ -59,7 +60,9 @@ def method_result(
         "eval_seconds": sum(record.eval_seconds for record in records),
         "step_seconds": _mean_step_seconds(workspace, domains),
         "bytes_per_domain": (sum(r.adapter_bytes + r.memory_bytes for r in records) + shared) / len(records),
-        "peak_memory_bytes": float(peak_bytes),
+        "peak_memory_bytes": float(
+            max(peak_bytes, *(_facts(workspace.adapter(d.name)).get("peak_memory_bytes", 0) for d in domains))
+        ),
         "keeps_old_data": float(recipe.keeps_old_data),
     }
     return MethodResult(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
-import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +20,7 @@ from constrained_adapters.training.domain import check_optimizer
 from constrained_adapters.training.learners import make_learner
 from constrained_adapters.training.lessons import Prepared
 from constrained_adapters.training.observer import RunObserver, SilentObserver
+from constrained_adapters.training.peak import peak_memory_bytes, reset_peak_memory
 from constrained_adapters.training.record import method_result
 from constrained_adapters.training.sequence import DomainSequence
 from constrained_adapters.workspace import Workspace, atomic_write_text
@@ -57,6 +56,7 @@ def run_config(config: RunConfig, *, observer: RunObserver | None = None, fresh:
     for index, method in enumerate(config.methods):
         # Before anything is written down, so that a wrong setting can be put right and the run begun.
         workspace = Workspace(config.output / method.name)
+        reset_peak_memory()
         learner = make_learner(base, config, method, workspace.memory)
         growing = ("domains",) if find_recipe(method).resizable else ()
         with workspace.lock():
@@ -113,14 +113,6 @@ def _fixed_settings(config: RunConfig, method: MethodConfig, prepared: Prepared)
         "method": method.model_dump(mode="json"),
         "domains": [{"name": domain.name, "fingerprint": domain.fingerprint} for domain in prepared.domains],
     }
-
-
-def peak_memory_bytes() -> int:
-    """Most memory this process has held so far: on the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def environment() -> dict[str, Any]:

@@ -28,6 +28,7 @@ from constrained_adapters.training.domain import TrainingRecord, train_domain
 from constrained_adapters.training.learner import Learner
 from constrained_adapters.training.lessons import Lessons, Prepared
 from constrained_adapters.training.observer import RunObserver
+from constrained_adapters.training.peak import peak_memory_bytes
 from constrained_adapters.workspace import Workspace, atomic_directory, atomic_write_bytes, atomic_write_json
 
 TRAINING_FILE = "training.json"
@@ -142,6 +143,7 @@ class DomainSequence:
 
     def _note_memory_seconds(self, home: Path, seconds: float) -> None:
         facts = json.loads((home / TRAINING_FILE).read_text(encoding="utf-8"))
+        facts["peak_memory_bytes"] = max(facts["peak_memory_bytes"], peak_memory_bytes())
         atomic_write_json(home / TRAINING_FILE, {**facts, "memory_seconds": seconds})
 
     # -- measuring -------------------------------------------------------------------------------
@@ -268,4 +270,9 @@ def mean_scores(scores: Sequence[Any]) -> dict[str, float]:
 def _training_json(
     record: TrainingRecord, facts: Mapping[str, float], predicted: Mapping[str, float]
 ) -> dict[str, Any]:
-    return {**asdict(record), "constraint": dict(facts), "predicted_increase_nats": dict(predicted)}
+    return {
+        **asdict(record),
+        "constraint": dict(facts),
+        "predicted_increase_nats": dict(predicted),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
