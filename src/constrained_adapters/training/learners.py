@@ -11,8 +11,9 @@ from constrained_adapters.models.load import LoadedBase
 from constrained_adapters.recipes import find_recipe, model_config, penalty_weight
 from constrained_adapters.training.adapters import AdapterLearner
 from constrained_adapters.training.learner import Learner, Untrained
+from constrained_adapters.training.osf import OSFLearner
 from constrained_adapters.training.penalties import EWCLoRAPenalty, EWCPenalty, OLoRAPenalty, Penalty
-from constrained_adapters.training.weights import OSFLearner, WeightsLearner, trainable_copy
+from constrained_adapters.training.weights import WeightsLearner, trainable_copy
 
 
 def make_learner(base: LoadedBase, config: RunConfig, method: MethodConfig, memory_folder: Path) -> Learner:
