@@ -194,13 +194,14 @@ class SketchAccumulator:
         max_examples: n at most: the first sequences with a loss token.
         mean_rank: m of the mean gradient.
 
-    Bytes kept: 2·(n·k + m)·Σ_l (d_out + d_in), so a LoRA of rank r in float32 is n·k + m = 2·r.
+    Bytes kept: 2·(n·k + m)·Σ_l (d_out + d_in), so n·k + m = 4·r is twice a LoRA of rank r in
+    float32: the defaults, at rank 16.
     Cost: a second backward pass for the mean; per sequence and matrix O(s² (d_in + d_out)).
     """
 
     wants_true_labels = True
 
-    def __init__(self, *, rank: int = 1, max_examples: int = 64, mean_rank: int = 16) -> None:
+    def __init__(self, *, rank: int = 1, max_examples: int = 48, mean_rank: int = 16) -> None:
         self._rank, self._max_examples, self._mean_rank = rank, max_examples, mean_rank
         self._parts: dict[str, list[LowRank]] = {}
         self._means: dict[str, LinearSketch] = {}
