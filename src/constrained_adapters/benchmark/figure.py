@@ -22,7 +22,7 @@ def pareto_figure(rows: Sequence[Row]) -> str | None:
 
     Args:
         rows: Of the table. Plasticity is exact match right after learning, or the cut in loss where a
-            method has no exact match.
+            method has no exact match or none has any.
 
     Returns:
         The content of an SVG file; None where fewer than two methods have both numbers.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from constrained_adapters.benchmark.cells import setting_label, table_cells
+from constrained_adapters.benchmark.cells import setting_label, sweep_cells, table_cells
 from constrained_adapters.benchmark.choice import RULE, chosen_settings
 from constrained_adapters.benchmark.figure import pareto_figure
 from constrained_adapters.benchmark.measures import COLUMNS, Column
@@ -111,7 +111,10 @@ def markdown(plan: Plan, cells: Sequence[CellResult], rows: Sequence[Row], *, wi
         setting = setting_label(row.setting).replace(",", ", ") if row.setting else MISSING
         lines.append(_line([name, *texts, kept, str(row.num_cells), setting]))
     if with_figure:
-        lines += ["", "![Retention against plasticity](pareto.svg)"]
+        caption = (
+            "Drift in % over what was learned; up and right is better. Dashed: the front; open: references."
+        )
+        lines += ["", "![Retention against plasticity](pareto.svg)", "", caption]
     lines += ["", *(f"- **{column.title}**: {column.meaning}." for column in columns), ""]
     return "\n".join([*lines, *_notes(plan, cells, rows), ""])
 
@@ -122,7 +125,7 @@ def _notes(plan: Plan, cells: Sequence[CellResult], rows: Sequence[Row]) -> list
         f"Each cell is one order of {len(plan.domains)} domains with one seed: {items:,} test items.",
         "In parentheses the spread over cells: the range of two, from three on the 95 % bootstrap interval "
         "of the mean; without parentheses there is one cell.",
-        f"Settings: {RULE}." if any(row.setting for row in rows) else "No setting was swept.",
+        f"Settings: {RULE}." if sweep_cells(plan) else "No setting was swept.",
     ]
     if len({row.num_cells for row in rows}) > 1:
         notes.append(
