@@ -42,8 +42,8 @@ check: static test  ## Everything that CI checks
 docs: install  ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: install  ## Measure a constrained step against a plain LoRA step; JSON into benchmarks/results/
-	$(BIN)/python benchmarks/step.py
+bench: install  ## Measure what adapters cost against PEFT and the base; JSON into benchmarks/results/
+	$(BIN)/python benchmarks/speed.py
 
 lock: ## Renew constraints.txt from a clean install
 	$(PYTHON) scripts/lock.py
