@@ -154,36 +154,34 @@ class GradientSketch:
                 values that are not finite.
         """
         try:
-            content = path.read_bytes()
-            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-            facts = json.loads(header["__metadata__"]["constrained_adapters"])
-            version, kind = facts["format_version"], facts["kind"]
-            if (version, kind) != (FORMAT_VERSION, "gradient sketch"):
-                raise ValueError(
-                    f"{kind}, format {version}, instead of gradient sketch, format {FORMAT_VERSION}"
-                )
-            tensors = load(content)
-            if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
-                raise ValueError("a value is not finite")
-            names = facts["modules"]
-            return cls(
-                facts["domain"],
-                facts["base_fingerprint"],
-                {name: tensors[f"left:{name}"] for name in names},
-                {name: tensors[f"right:{name}"] for name in names},
-                {
-                    name: LowRank(tensors[f"mean_left:{name}"], tensors[f"mean_right:{name}"])
-                    for name in names
-                },
-                facts["num_loss_tokens"],
-                facts["kept_share"],
-            )
+            return cls._from_bytes(path.read_bytes())
         except Exception as error:
             raise WorkspaceError(
                 "a gradient sketch cannot be read",
                 got=f"{path}: {type(error).__name__}: {error}",
                 hint="make it again from its domain",
             ) from None
+
+    @classmethod
+    def _from_bytes(cls, content: bytes) -> GradientSketch:
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        facts = json.loads(header["__metadata__"]["constrained_adapters"])
+        version, kind = facts["format_version"], facts["kind"]
+        if (version, kind) != (FORMAT_VERSION, "gradient sketch"):
+            raise ValueError(f"{kind}, format {version}, instead of gradient sketch, format {FORMAT_VERSION}")
+        tensors = load(content)
+        if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
+            raise ValueError("a value is not finite")
+        names = facts["modules"]
+        return cls(
+            facts["domain"],
+            facts["base_fingerprint"],
+            {name: tensors[f"left:{name}"] for name in names},
+            {name: tensors[f"right:{name}"] for name in names},
+            {name: LowRank(tensors[f"mean_left:{name}"], tensors[f"mean_right:{name}"]) for name in names},
+            facts["num_loss_tokens"],
+            facts["kept_share"],
+        )
 
 
 class SketchAccumulator:
