@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
+from transformers.utils import logging
 
 from constrained_adapters.config import TrainingConfig
 from constrained_adapters.data.tokens import collate
@@ -92,7 +94,7 @@ def train_domain(
         _drop_printing(trainer)
         checkpoint = last_whole_checkpoint(folder)
         try:
-            with disk_errors(folder):
+            with disk_errors(folder), _without_bars():
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except torch.OutOfMemoryError:
             raise TrainingError(
@@ -154,6 +156,18 @@ def training_arguments(
         restore_callback_states_from_checkpoint=True,
         remove_unused_columns=False,
     )
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Writing whole models, transformers shows a bar for each checkpoint."""
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _collator(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
-import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,19 +69,20 @@ class TinyRun:
         )
 
     def __call__(self, *methods: Any, observer: Any = None, **changes: Any) -> RunResult:
-        with warnings.catch_warnings():
-            return run_config(self.config(*methods, **changes), observer=observer)
+        return run_config(self.config(*methods, **changes), observer=observer)
 
 
 @pytest.fixture
-def tiny_run(tmp_path, tiny_llama, tiny_tokenizer) -> TinyRun:
+def tiny_run(tmp_path, tiny_llama, tiny_tokenizer) -> Iterator[TinyRun]:
     tiny_llama.save_pretrained(tmp_path / "base")
     tiny_tokenizer.save_pretrained(tmp_path / "base")
     for number, name in enumerate([*DOMAINS, "general"]):
         rows = [{"prompt": f"{name} {i}?", "answer": "abcd"[(i + number) % 4] * 2} for i in range(24)]
         text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
         (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    return TinyRun(tmp_path)
+    gc.freeze()  # Trainer collects garbage after each domain, and a test session holds millions of objects
+    yield TinyRun(tmp_path)
+    gc.unfreeze()
 
 
 def numbers(value: Any) -> Any:
