@@ -33,7 +33,8 @@ from constrained_adapters.adapters.lora import adapter_pairs
 from constrained_adapters.config import BaseConfig
 from constrained_adapters.memory.reservoir import num_memory_examples
 from constrained_adapters.models.load import load_base
-from constrained_adapters.training.run import environment, peak_memory_bytes
+from constrained_adapters.training.peak import peak_memory_bytes, reset_peak_memory
+from constrained_adapters.training.run import environment
 
 ROOT = Path(__file__).parent
 DOMAIN_STEPS = 120
@@ -448,25 +449,10 @@ def peak_of(options: Any) -> int:
         model = CRMAModel.from_pretrained(folder)
         run = trainable(model, "new", [*names, "new"], options)
         model.enable_constrained_training(True)
-    forget_peak()
+    reset_peak_memory()
     for _ in range(3):
         run()
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
     return peak_memory_bytes()
-
-
-def forget_peak() -> None:
-    """Start the count of peak memory anew."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    clear = Path("/proc/self/clear_refs")
-    if clear.exists():
-        clear.write_text("5")
 
 
 # ---- a base for trying this file out
