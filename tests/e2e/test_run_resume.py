@@ -15,7 +15,7 @@ from constrained_adapters.workspace import Workspace
 
 DOMAINS = ["law", "数学", "Право"]
 SEQUENCE = "constrained_adapters.training.sequence"
-GATHER = "constrained_adapters.model.constrained:gather_statistics"
+GATHER = "constrained_adapters.memory.measure:gather_statistics"
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
