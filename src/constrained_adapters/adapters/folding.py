@@ -33,6 +33,7 @@ class Fold:
 
     def __init__(self, layer: LoraLayer) -> None:
         self.layer: Any = layer
+        self.base: Any = layer.base_layer  # a look-up in a module costs as much as a small product
         self.in_force = False
         self.weight: Tensor | None = None
         """W', laid out as W."""
@@ -66,7 +67,7 @@ class Fold:
 
     def output(self, x: Tensor) -> Tensor:
         """``W' x + bias`` for inputs of shape (…, d_in)."""
-        base = self.layer.base_layer
+        base = self.base
         if self.weight is not None:
             weight = self.weight.t() if isinstance(base, Conv1D) else self.weight
             return nn.functional.linear(x, weight, base.bias)
@@ -78,7 +79,7 @@ class Fold:
 
     def base_has_changed(self) -> bool:
         """Whether the base's weight was moved, cast or written to since; two look-ups."""
-        return self.in_force and self._state[0] != state_of(self.layer.base_layer.weight)
+        return self.in_force and self._state[0] != state_of(self.base.weight)
 
     def adapters_have_changed(self) -> bool:
         """Whether a folded matrix or its scaling was changed by somebody since."""
@@ -107,7 +108,7 @@ class Fold:
         )
 
     def _merge(self, scalings: dict[str, float]) -> None:
-        base = self.layer.base_layer
+        base = self.base
         w = base.weight.detach()
         exact = torch.promote_types(w.dtype, torch.float32)
         a, b = concatenate(self.layer, scalings, exact)
