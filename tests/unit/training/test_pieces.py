@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
 
 from constrained_adapters.config import AdapterConfig, BaseConfig, MethodConfig, TrainingConfig
 from constrained_adapters.errors import ConfigError, UnknownNameError
@@ -10,6 +13,7 @@ from constrained_adapters.evaluation.scores import ExampleScore
 from constrained_adapters.recipes import RECIPES, find_recipe, model_config
 from constrained_adapters.training.callbacks import WHOLE, CurveRecorder, last_whole_checkpoint
 from constrained_adapters.training.domain import check_optimizer, training_arguments
+from constrained_adapters.training.peak import peak_memory_bytes, reset_peak_memory
 from constrained_adapters.training.sequence import mean_scores
 
 
@@ -107,3 +111,14 @@ def test_a_method_overrides_its_recipe_and_takes_the_rest_of_it():
         adapter,
     )
     assert (own.constraint_strength, own.constraint_type, own.protect_base) == (0.0, "gem", False)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_the_peak_of_one_method_does_not_count_for_the_next():
+    reset_peak_memory()
+    before = peak_memory_bytes()
+    block = torch.ones(30_000_000)
+    assert peak_memory_bytes() > before + 80_000_000
+    del block
+    reset_peak_memory()
+    assert peak_memory_bytes() < before + 60_000_000

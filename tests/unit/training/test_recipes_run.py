@@ -177,3 +177,11 @@ def test_osf_moves_only_the_adapted_layers_off_their_leading_singular_vectors(ti
     records = tiny_run("osf").methods[0].records
     shares = [record.constraint["preserved_ratio"] for record in records]
     assert shares[0] < 0.1 and 0.25 < shares[1] <= 1 / 3 and 0.6 < shares[2] <= 2 / 3
+
+
+@pytest.mark.parametrize("epochs", [0.4, 1.0, 1.7])
+def test_replay_takes_as_many_steps_as_plain_lora(tiny_run, epochs):
+    training = {"steps": None, "epochs": epochs, "gradient_accumulation_steps": 2, "batch_size": 3}
+    result = tiny_run("lora", "replay", training=training, names=DOMAINS[:2])
+    plain, replay = ([r.curves["loss"].steps for r in method.records] for method in result.methods)
+    assert plain == replay and plain[1]
