@@ -34,6 +34,7 @@ class Recipe:
         alone: Whether each domain is scored with its own adapter only.
         memory: What is remembered of a finished domain: CRMA's input statistics, or the diagonal Fisher
             of the trained weights or of the adapted layers' full-size weights.
+        start: Where a new adapter starts: anywhere, or in the open directions that its domain uses most.
         constraint: What a step may not do, by CRMA's machinery.
         penalty: What a step may not do, by a penalty's gradient.
         rehearsal: Which old data is mixed in: none; kept examples; all of it (no sequence at all).
@@ -49,6 +50,7 @@ class Recipe:
     source: str
     trained: Trained = "adapters"
     alone: bool = False
+    start: Literal["random", "inputs"] = "random"
     memory: Literal["none", "kfac", "weight_fisher", "layer_fisher"] = "none"
     constraint: ConstraintType = "none"
     penalty: Penalty = "none"
@@ -161,6 +163,7 @@ _ROWS = [
         "crma",
         "LoRA kept out of the input subspace that the base and the finished domains depend on",
         "after Saha et al. 2021, arXiv 2103.09762; see docs/methods.md",
+        start="inputs",
         memory="kfac",
         constraint="fisher",
         strength=0.95,

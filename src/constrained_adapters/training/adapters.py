@@ -26,6 +26,8 @@ class AdapterLearner:
         use: ``together``: after each domain all adapters so far are active, one model for every domain.
             ``alone``: each domain is scored with its own adapter; one not learnt yet, and text of no domain,
             on the base. ``once``: there is one adapter only, learnt in the place of the first domain.
+        start: Of each adapter: as drawn, or, where steps are bound, in the open directions that its domain uses
+            most.
         penalty: Binds the steps beside, or instead of, CRMA's own constraint.
     """
 
@@ -36,10 +38,11 @@ class AdapterLearner:
         *,
         seed: int,
         use: Literal["together", "alone", "once"] = "together",
+        start: Literal["random", "inputs"] = "random",
         penalty: Penalty | None = None,
     ) -> None:
         self._model, self._folder, self._seed, self._use = model, memory_folder, seed, use
-        self._penalty = penalty
+        self._start, self._penalty = start, penalty
         self._names: list[str] = []
 
     @property
@@ -64,12 +67,14 @@ class AdapterLearner:
         atomic_write_bytes(path, memory.to_bytes())
         self._model.base_memory = memory
 
-    def begin(self, number: int, domain: str) -> None:
-        """Add the domain's adapter and bind its steps."""
+    def begin(self, number: int, domain: str, rows: Rows) -> None:
+        """Add the domain's adapter, choose where it starts, and bind its steps."""
         earlier = list(self._names)
         self._model.create_adapter(domain, domain_id=number)
         self._names.append(domain)
         self.show(number, number)
+        if self._start == "inputs" and self._protects:
+            self._model.start_from(domain, rows)
         self._model.enable_constrained_training(self._protects)
         if self._penalty is not None:
             self._penalty.bind(self._model, domain, earlier)

@@ -32,8 +32,8 @@ class Learner(Protocol):
     def prepare(self, tell: Callable[[str], None]) -> None:
         """What needs no domain, such as the memory of the base; ``tell`` says what takes long."""
 
-    def begin(self, number: int, domain: str) -> None:
-        """Make ready to train a domain, with what binds its steps."""
+    def begin(self, number: int, domain: str, rows: Rows) -> None:
+        """Make ready to train a domain, with what binds its steps; ``rows`` are some of its examples."""
 
     def finish(self, domain: str, folder: Path) -> None:
         """End training and write what was learnt into an empty folder."""
@@ -75,7 +75,7 @@ class Untrained:
     def prepare(self, tell: Callable[[str], None]) -> None:
         """Nothing."""
 
-    def begin(self, number: int, domain: str) -> None:
+    def begin(self, number: int, domain: str, rows: Rows) -> None:
         """Never called: there is nothing to train."""
 
     def finish(self, domain: str, folder: Path) -> None:

@@ -46,4 +46,6 @@ def make_learner(base: LoadedBase, config: RunConfig, method: MethodConfig, memo
     elif recipe.penalty == "ewc_lora":
         penalty = EWCLoRAPenalty(weight, memory_folder)
     model = CRMAModel.from_base(base, model_config(method, config.base, config.adapter))
-    return AdapterLearner(model, memory_folder, seed=config.seed, use=use, penalty=penalty)
+    return AdapterLearner(
+        model, memory_folder, seed=config.seed, use=use, start=recipe.start, penalty=penalty
+    )

@@ -50,7 +50,7 @@ class OSFLearner:
     def prepare(self, tell: Callable[[str], None]) -> None:
         """Nothing."""
 
-    def begin(self, number: int, domain: str) -> None:
+    def begin(self, number: int, domain: str, rows: Rows) -> None:
         """Decompose the present weights."""
         share = (number - 1) / self._num_domains
         config = OSFConfig(

@@ -19,19 +19,22 @@ from transformers import set_seed
 
 from constrained_adapters.config import CRMAConfig, MethodConfig, RunConfig
 from constrained_adapters.data.examples import Domain
+from constrained_adapters.data.tokens import Tokens
 from constrained_adapters.evaluation.calibration import measured_increases
 from constrained_adapters.evaluation.samples import generate_answers
 from constrained_adapters.evaluation.scores import mean_nats, score_examples
 from constrained_adapters.memory.reservoir import num_memory_examples, sample_rows
 from constrained_adapters.recipes import model_config, penalty_weight
 from constrained_adapters.training.domain import TrainingRecord, train_domain
-from constrained_adapters.training.learner import Learner
+from constrained_adapters.training.learner import Learner, Rows
 from constrained_adapters.training.lessons import Lessons, Prepared
 from constrained_adapters.training.observer import RunObserver
 from constrained_adapters.training.peak import peak_memory_bytes
 from constrained_adapters.workspace import Workspace, atomic_directory, atomic_write_bytes, atomic_write_json
 
 TRAINING_FILE = "training.json"
+START_ROWS = 32
+"""Examples that an adapter's start is chosen from."""
 
 
 class DomainSequence:
@@ -102,7 +105,7 @@ class DomainSequence:
         seed = self.config.seed * 1000 + number
         lesson = self.lessons.lesson(number)
         set_seed(seed)
-        self.learner.begin(number, name)
+        self.learner.begin(number, name, _token_rows(sample_rows(lesson.rows.tokens, START_ROWS, seed)))
         record = train_domain(
             self.learner.module,
             self.prepared.tokenizer,
@@ -129,8 +132,7 @@ class DomainSequence:
         examples = sample_rows(
             domain.train, self._memory_examples(domain), seed=self.config.seed * 1000 + number
         )
-        tokens = self.lessons.tokens(examples)
-        rows = [(torch.tensor(t.input_ids), torch.tensor(t.labels)) for t in tokens.tokens]
+        rows = _token_rows(self.lessons.tokens(examples).tokens)
         self.learner.remember(number, domain.name, home, rows)
         self._note_memory_seconds(home, time.perf_counter() - begun)
 
@@ -265,6 +267,10 @@ def mean_scores(scores: Sequence[Any]) -> dict[str, float]:
         if known:
             means[name] = sum(known) / len(known)
     return means
+
+
+def _token_rows(tokens: Sequence[Tokens]) -> Rows:
+    return [(torch.tensor(each.input_ids), torch.tensor(each.labels)) for each in tokens]
 
 
 def _training_json(

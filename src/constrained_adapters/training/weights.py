@@ -43,7 +43,7 @@ class WeightsLearner:
     def prepare(self, tell: Callable[[str], None]) -> None:
         """Nothing."""
 
-    def begin(self, number: int, domain: str) -> None:
+    def begin(self, number: int, domain: str, rows: Rows) -> None:
         """Bind the steps."""
         if self._penalty is not None:
             self._penalty.bind(self.module, domain, self._learnt)
