@@ -43,8 +43,8 @@ def covariance(seed: int, shared_seed: int) -> Tensor:
 def domain_statistics(index: int) -> Statistics:
     """One matrix, dense."""
     energy, output = covariance(10 + 3 * index, 1), covariance(11 + 3 * index, 2)
-    weighted = covariance(12 + 3 * index, 3)
-    return Statistics({"w": "w"}, {"w": energy}, {"w": weighted}, {"w": output}, num_examples=1)
+    sensitivity = covariance(12 + 3 * index, 3)
+    return Statistics({"w": "w"}, {"w": energy}, {"w": sensitivity}, {"w": output}, num_examples=1)
 
 
 def updates(all_statistics: list[Statistics], kind: str) -> list[Tensor]:
@@ -66,7 +66,7 @@ def main() -> None:
         stats = [domain_statistics(index) for index in range(count)]
         settings = {
             "base_fingerprint": "",
-            "share": 1.0,
+            "shares": {"sensitivity": 1.0, "energy": 1.0},
             "input_rank": INPUT_RANK,
             "output_rank": OUTPUT_RANK,
         }

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal
+
 from constrained_adapters.constraints.base import Constraint
 from constrained_adapters.constraints.predicted import PredictedGradientConstraint
 from constrained_adapters.constraints.subspace import SubspaceConstraint
 
-SUBSPACE_TYPES = {"fisher": ("energy", "weighted"), "orthogonal": ("energy",)}
-"""Constraint type → which input factors of the memories span the closed subspace."""
+SUBSPACE_TYPES: Mapping[str, Literal["sensitivity", "energy"]] = {
+    "fisher": "sensitivity",
+    "orthogonal": "energy",
+}
+"""Constraint type → which input factor of the memories spans the closed subspace."""
 
 PREDICTED_TYPES = ("agem", "diagonal", "gem")
 """Constraint types that act on the gradient which the memories predict for the finished domains."""

@@ -5,9 +5,9 @@ complement: ``A U = 0``, so ``ΔW a = 0`` for every protected input a, whatever 
 (GPM, Saha et al. 2021, arXiv 2103.09762; InfLoRA, Liang & Li 2024, arXiv 2404.00228, fixes A
 instead of training it in the complement).
 
-Deviations: U is chosen per domain by share of plain input energy (type ``orthogonal``, as in GPM),
-or of that and of *Fisher-weighted* input energy, each by itself (type ``fisher``: the inputs that
-occur, and the inputs that matter); the base's own text is the first domain; and the step is
+Deviations: U is chosen per domain by share of plain input energy (type ``orthogonal``, as in GPM: the
+inputs that occur), or of inputs weighed by how far the final states move with the layer's output (type
+``fisher``: the inputs that reach an answer); the base's own text is the first domain; and the step is
 projected as well as the gradient, because AdamW's scaling, momentum and weight decay leave a
 subspace.
 

@@ -99,8 +99,10 @@ class LayerFisher:
     def add_inputs(self, name: str, key: str, rows: Tensor) -> None:
         """Nothing: inputs come again with their gradients."""
 
-    def add_gradients(self, name: str, key: str, rows: Tensor, gradients: Tensor, *, drawn: bool) -> None:
-        """Square each example's gradient."""
+    def add_gradients(self, name: str, key: str, rows: Tensor, gradients: Tensor, source: str) -> None:
+        """Square each example's gradient of the loss on drawn labels."""
+        if source != "drawn":
+            return
         for a, g in zip(rows.split(self._lengths), gradients.split(self._lengths), strict=True):
             gradient = g.T @ a
             if name not in self._total:

@@ -8,7 +8,7 @@ Axis letters: d width, k kept directions, n rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -88,7 +88,7 @@ class Factor:
             max_rank: Upper bound on k.
         """
         matrix = matrix.float()
-        return cls.along(matrix, common_basis([matrix], share, max_rank))
+        return cls.along(matrix, common_basis([matrix], [share], max_rank))
 
     @classmethod
     def along(
@@ -109,15 +109,12 @@ class Factor:
     @classmethod
     def stored(cls, covariance: Covariance, max_rank: int) -> Factor:
         """Keep ``max_rank`` directions, rounded to float16: what is read back after storing."""
-        return cls.along(covariance, _rounded(common_basis([covariance], 1.0, max_rank)))
+        return cls.along(covariance, _rounded(common_basis([covariance], [1.0], max_rank)))
 
     @classmethod
-    def stored_together(
-        cls, covariances: Mapping[str, Covariance], share: float, max_rank: int
-    ) -> dict[str, Factor]:
-        """The same for several matrices of one width on one :func:`common_basis`, which is stored once."""
-        basis = _rounded(common_basis(list(covariances.values()), share, max_rank))
-        found = {}
+    def stored_together(cls, covariances: Mapping[str, Covariance], basis: Tensor) -> dict[str, Factor]:
+        """The same for several matrices of one width on one basis (d, k), which is stored once."""
+        basis, found = _rounded(basis), {}
         for name, covariance in covariances.items():
             core = (basis.T @ _times(covariance, basis)).double()
             rotation = _rounded(torch.linalg.eigh((core + core.T) / 2)[1].flip(1).float())
@@ -125,27 +122,30 @@ class Factor:
         return found
 
 
-def common_basis(covariances: list[Covariance], share: float, max_rank: int | None = None) -> Tensor:
-    """The fewest directions, shape (d, k), that hold ``share`` of the trace of each of some matrices.
+def common_basis(
+    covariances: Sequence[Covariance], shares: Sequence[float], max_rank: int | None = None
+) -> Tensor:
+    """Orthonormal directions, shape (d, k), that hold a share of the trace of each of some matrices.
 
-    Each counts alike, whatever its trace: they are the top eigenvectors of the sum of the matrices, each
-    divided by its trace.
+    One matrix after another adds the fewest directions with which its own share is held; an earlier one is
+    served first where ``max_rank`` binds.
 
     Args:
         covariances: Matrices (d, d) or sketches of one width.
-        share: In 0 … 1; 1 keeps all.
-        max_rank: Upper bound on k; where it binds, less than ``share`` is held.
+        shares: Of each matrix's trace, in 0 … 1; 1 keeps all.
+        max_rank: Upper bound on k; where it binds, less is held.
     """
-    traces = [float(diagonal_of(each).sum()) for each in covariances]
-    kept = [(each, trace) for each, trace in zip(covariances, traces, strict=True) if trace > 0.0]
-    if not kept:
-        return diagonal_of(covariances[0])[:, None][:, :0]
-    vectors = _top_vectors([(each, 1.0 / trace) for each, trace in kept])
-    needed = 1
-    for each, trace in kept:
-        held = torch.cumsum((vectors * _times(each, vectors)).sum(0), 0) / trace
-        needed = max(needed, int((held < share).sum()) + 1)
-    return vectors[:, : min(needed, vectors.shape[1], max_rank or needed)].contiguous()
+    basis = diagonal_of(covariances[0])[:, None][:, :0]
+    for each, share in zip(covariances, shares, strict=True):
+        trace = float(diagonal_of(each).sum())
+        if trace <= 0.0:
+            continue
+        missing = share - float((basis * _times(each, basis)).sum()) / trace
+        if missing > 1e-6:  # less is rounding, and so would be the directions that it asks for
+            values, vectors = outside_directions(each, basis)
+            count = int((torch.cumsum(values, 0) / trace < missing).sum()) + 1
+            basis = torch.cat([basis, vectors[:, :count]], dim=1)
+    return basis[:, : max_rank or basis.shape[1]].contiguous()
 
 
 def diagonal_of(covariance: Covariance) -> Tensor:
@@ -159,19 +159,24 @@ def _times(covariance: Covariance, columns: Tensor) -> Tensor:
     return covariance @ columns
 
 
-def _top_vectors(weighted: list[tuple[Covariance, float]]) -> Tensor:
-    """Eigenvectors of the weighted sum, largest first; for sketches those of their span."""
-    rows = [each.rows * weight**0.5 for each, weight in weighted if isinstance(each, FrequentDirections)]
-    dense = [each * weight for each, weight in weighted if not isinstance(each, FrequentDirections)]
-    if dense:
-        total = sum(dense[1:], dense[0]) + sum((part.T @ part for part in rows), 0.0)
-        vectors: Tensor = torch.linalg.eigh(total)[1].flip(1)
-        return vectors
-    stacked = torch.cat(rows)
-    values, left = torch.linalg.eigh((stacked @ stacked.T).double())
-    there = values > 1e-7 * values[-1]
-    basis: Tensor = torch.linalg.qr(stacked.T @ left[:, there].flip(1).float()).Q
-    return basis
+def outside_directions(covariance: Covariance, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (k'), largest first, and eigenvectors (d, k') of what a matrix holds off a basis (d, k).
+
+    The eigenvectors are orthogonal to the basis; of a sketch as many are found as it holds.
+    """
+    if isinstance(covariance, FrequentDirections):
+        rows = covariance.rows - (covariance.rows @ basis) @ basis.T
+        rows = rows - (rows @ basis) @ basis.T  # twice: what is left may be small against what was taken
+        values, left = torch.linalg.eigh((rows @ rows.T).double())
+        there = values > 1e-7 * values[-1]
+        vectors: Tensor = torch.linalg.qr(rows.T @ left[:, there].flip(1).float()).Q
+        return values[there].flip(0).float(), vectors
+    half = covariance - basis @ (basis.T @ covariance)
+    rest = half - (half @ basis) @ basis.T
+    # The basis itself goes to the bottom of the spectrum, apart from directions that merely hold nothing.
+    values, vectors = torch.linalg.eigh((rest + rest.T) / 2 - covariance.trace() * (basis @ basis.T))
+    free = covariance.shape[0] - basis.shape[1]
+    return values.flip(0)[:free].clamp_min(0.0), vectors.flip(1)[:, :free]
 
 
 def _rounded(tensor: Tensor) -> Tensor:

@@ -1,17 +1,22 @@
 """One short pass over a domain's examples that feeds every kind of memory of it.
 
-For each adapted matrix W (d_out × d_in) with input a_t and output gradient g_t at token t,
-of the loss on labels drawn from the model itself (so the true Fisher, not the squared gradient
-of the data's labels):
+For each adapted matrix W (d_out × d_in) with input a_t at token t:
 
-* ``energy``   Σ_t a_t a_tᵀ / tokens            (GPM: which inputs occur)
-* ``weighted`` Σ_t ‖g_t‖² a_t a_tᵀ / loss tokens  (partial trace of the Fisher over the outputs)
-* ``output``   Σ_t g_t g_tᵀ / loss tokens       (K-FAC's other factor)
+* ``energy``      Σ_t a_t a_tᵀ / tokens          (GPM: which inputs occur)
+* ``sensitivity`` Σ_t ‖j_t‖ a_t a_tᵀ, at trace 1 (which inputs reach an answer)
+* ``output``      Σ_t g_t g_tᵀ / loss tokens      (K-FAC's other factor)
 
-so that none depends on the batch size, and ``output ⊗ energy`` is K-FAC's Fisher per loss token.
-Padding does not count. Modules that read the same input (q, k, v) share ``energy`` and ``weighted``, the
-latter summed over them. Terms between different tokens are left out, as in K-FAC-expand
-(Eschenhagen et al. 2023, arXiv 2311.00636). Other accumulators can listen to the same pass, such as
+g_t is the gradient at the module's output of the loss on labels drawn from the model itself (so the true
+Fisher, not the squared gradient of the data's labels); ``output ⊗ energy`` is K-FAC's Fisher per loss token.
+j_t is the gradient there of Σ ± h, random signs over all entries of the final states h (what the output
+layer reads) at the loss tokens: over the signs, the mean of ‖j_t‖² is the squared norm of the Jacobian of
+those states in the module's output at t (Hutchinson 1990's estimate). Unlike g_t it does not fade where the
+model is sure of its answer.
+
+None depends on the batch size. Padding does not count. Modules that read the same input (q, k, v) share
+``energy`` and ``sensitivity``, the latter as the mean of theirs, each at trace 1. Terms between different
+tokens are left out, as in K-FAC-expand (Eschenhagen et al. 2023, arXiv 2311.00636). Other accumulators can
+listen to the same pass, such as
 :class:`~constrained_adapters.memory.gradient_sketch.SketchAccumulator`, which keeps those terms.
 
 Axis letters: b batch, s sequence, n tokens of a batch without padding, d width, v vocabulary.
@@ -22,8 +27,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +36,9 @@ from torch import Tensor, nn
 from constrained_adapters.memory.statistics import SKETCH_ROWS, WIDE, KFACAccumulator, Statistics
 
 __all__ = ["Accumulator", "Statistics", "gather_statistics"]
+
+Source = Literal["states", "drawn", "own"]
+"""What a gradient is of: final states along random signs, the loss on drawn labels, or on the data's own."""
 
 
 class Accumulator(Protocol):
@@ -45,8 +53,8 @@ class Accumulator(Protocol):
     def add_inputs(self, name: str, key: str, rows: Tensor) -> None:
         """Inputs (n, d_in) of module ``name``, example after example; ``key`` names their first reader."""
 
-    def add_gradients(self, name: str, key: str, rows: Tensor, gradients: Tensor, *, drawn: bool) -> None:
-        """Gradients (n, d_out) at the outputs, of the summed loss on drawn or on true labels."""
+    def add_gradients(self, name: str, key: str, rows: Tensor, gradients: Tensor, source: Source) -> None:
+        """Gradients (n, d_out) at the outputs of module ``name``."""
 
     def end_batch(self) -> None:
         """All modules have been heard."""
@@ -58,7 +66,9 @@ class _Pass:
 
     accumulators: Sequence[Accumulator]
     mask: Tensor | None = None
-    drawn: bool = True
+    source: Source = "states"
+    states: list[Tensor] = field(default_factory=list)
+    """What the output layer read in the batch under way, shape (b, s, d), if the model has one."""
 
 
 def gather_statistics(
@@ -80,7 +90,8 @@ def gather_statistics(
         modules: The adapted linear layers by name.
         batches: Each with ``input_ids``, ``attention_mask`` and ``labels`` (b, s); tokens whose
             label is −100 carry no loss, and rows of only such tokens are left out.
-        generator: CPU source of the drawn labels; the global random state is not touched.
+        generator: CPU source of the drawn labels and, by its seed, of the random signs; the global random
+            state is not touched.
         domain: Named in errors.
         accumulators: Others that listen to the same pass.
         wide: Widths above it are sketched: no d × d matrix is made for them.
@@ -92,22 +103,29 @@ def gather_statistics(
     Raises:
         TrainingError: No loss token in any batch, or a statistic is not finite.
 
-    Cost: one forward and one backward pass per batch, no weight gradients; one more backward pass
+    Cost: one forward and two backward passes per batch, no weight gradients; one more backward pass
     where an accumulator wants the data's own labels.
     """
     kfac = KFACAccumulator(wide, sketch_rows)
     state = _Pass([kfac, *accumulators])
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     takes_columns = "logits_to_keep" in inspect.signature(model.forward).parameters
-    sparse = takes_columns and all(module is not head for module in modules.values())
-    with _recording(model, modules, state):
+    if any(module is head for module in modules.values()):
+        head = None  # the final states lie before it: it is probed at the logits
+    sparse = takes_columns and head is not None
+    signs = torch.Generator().manual_seed(generator.initial_seed() + 1)
+    with _recording(model, modules, state, head):
         for batch in batches:
-            kfac.statistics.loss_nats += _one_batch(model, batch, state, generator, sparse)
+            kfac.statistics.loss_nats += _one_batch(model, batch, state, (generator, signs), sparse)
     return kfac.statistics.normalised(domain)
 
 
 def _one_batch(
-    model: nn.Module, batch: Mapping[str, Tensor], state: _Pass, generator: torch.Generator, sparse: bool
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    state: _Pass,
+    generators: tuple[torch.Generator, torch.Generator],
+    sparse: bool,
 ) -> float:
     """Feed one batch; returns the loss on its own labels, summed over tokens."""
     # Row by row, so that it does not matter which rows share a batch.
@@ -117,27 +135,40 @@ def _one_batch(
     batch = {key: batch[key][counts] for key in ("input_ids", "attention_mask", "labels")}
     labels, mask = batch["labels"][:, 1:], batch["attention_mask"].bool()
     place = labels != -100
-    state.mask, state.drawn = mask.reshape(-1), True
+    state.mask = mask.reshape(-1)
+    state.states.clear()
     for each in state.accumulators:
         each.start_batch(mask.sum(1).tolist(), place.sum(1).tolist())
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
     if sparse:
         # Logits over the vocabulary are a good part of a small model's work: only where a label is.
         columns = place.any(dim=0).nonzero().squeeze(1)
-        logits = model(**inputs, logits_to_keep=columns).logits[place[:, columns]].float()
+        kept, logits = place[:, columns], model(**inputs, logits_to_keep=columns).logits
     else:
-        logits = model(**inputs).logits[:, :-1][place].float()
-    log_probs = torch.log_softmax(logits, dim=-1)
-    drawn = _draw(log_probs.detach(), generator)
+        # The last position of each row predicts nothing.
+        kept, logits = torch.nn.functional.pad(place, (0, 1)), model(**inputs).logits
+    # Without an output layer after all modules, the logits are the final states.
+    states = (state.states[0] if state.states else logits)[kept].float()
+    state.source = "states"
+    (states * _signs(states, generators[1])).sum().backward(retain_graph=True)
+    log_probs = torch.log_softmax(logits[kept].float(), dim=-1)
+    drawn = _draw(log_probs.detach(), generators[0])
     both = any(each.wants_true_labels for each in state.accumulators)
+    state.source = "drawn"
     (-log_probs.gather(1, drawn[:, None]).sum()).backward(retain_graph=both)
     own = -log_probs.gather(1, labels[place][:, None]).sum()
     if both:
-        state.drawn = False
+        state.source = "own"
         own.backward()
     for each in state.accumulators:
         each.end_batch()
     return float(own.detach())
+
+
+def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Random signs of the shape of ``like``: the same for the same tokens, however they are batched."""
+    bits = torch.randint(0, 2, like.shape, generator=generator)
+    return (2 * bits - 1).to(like)
 
 
 def _draw(log_probs: Tensor, generator: torch.Generator) -> Tensor:
@@ -152,7 +183,9 @@ def _draw(log_probs: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @contextmanager
-def _recording(model: nn.Module, modules: Mapping[str, nn.Module], state: _Pass) -> Iterator[None]:
+def _recording(
+    model: nn.Module, modules: Mapping[str, nn.Module], state: _Pass, head: nn.Module | None
+) -> Iterator[None]:
     """Hooks that pass on each batch's terms; parameters are frozen meanwhile, so no weight gradient is made.
 
     The model is put in evaluation mode, which also switches gradient checkpointing off: nothing is
@@ -176,11 +209,14 @@ def _recording(model: nn.Module, modules: Mapping[str, nn.Module], state: _Pass)
             def backward(grad: Tensor) -> None:
                 g = grad.detach().reshape(-1, grad.shape[-1])[mask].float()
                 for each in state.accumulators:
-                    each.add_gradients(name, key, rows, g, drawn=state.drawn)
+                    each.add_gradients(name, key, rows, g, state.source)
 
             output.register_hook(backward)
 
         return hook
+
+    def note_states(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        state.states[:] = [args[0]]
 
     def open_graph(module: nn.Module, args: Any, output: Tensor) -> None:
         output.requires_grad_(True)
@@ -191,6 +227,8 @@ def _recording(model: nn.Module, modules: Mapping[str, nn.Module], state: _Pass)
             p.requires_grad_(False)
         handles.append(model.get_input_embeddings().register_forward_hook(open_graph))  # type: ignore[operator]
         handles += [module.register_forward_hook(forward_hook(name)) for name, module in modules.items()]
+        if head is not None:
+            handles.append(head.register_forward_pre_hook(note_states))
         with torch.enable_grad():
             yield
     finally:

@@ -218,17 +218,17 @@ class SketchAccumulator:
     def add_inputs(self, name: str, key: str, rows: Tensor) -> None:
         """Nothing: the inputs come again with the gradients."""
 
-    def add_gradients(self, name: str, key: str, rows: Tensor, gradients: Tensor, *, drawn: bool) -> None:
+    def add_gradients(self, name: str, key: str, rows: Tensor, gradients: Tensor, source: str) -> None:
         """Compress each example's gradient, or add to the mean where the labels are the data's own.
 
         Raises:
             TrainingError: A gradient is not finite.
         """
-        if not self._lengths:
+        if not self._lengths or source == "states":
             return
         count = sum(self._lengths)
         gradients = gradients[:count]
-        if not drawn:
+        if source == "own":
             if name not in self._means:
                 widths = (gradients.shape[1], rows.shape[1])
                 self._means[name] = LinearSketch(*widths, self._mean_rank, rows.device)

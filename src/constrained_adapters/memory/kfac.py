@@ -14,13 +14,15 @@ from safetensors.torch import save
 from torch import Tensor
 
 from constrained_adapters.errors import WorkspaceError
-from constrained_adapters.memory.factors import Factor
+from constrained_adapters.memory.factors import Factor, common_basis
 from constrained_adapters.memory.statistics import Statistics
 
-FORMAT_VERSION = 2
-INPUT_KINDS = ("energy", "weighted")
+FORMAT_VERSION = 3
+INPUT_KINDS = ("sensitivity", "energy")
 INPUT_RANK = 256
 OUTPUT_RANK = 16
+BASE_DOMAIN = "base"
+"""The name under which the base's own knowledge is remembered: domain 0."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class KFACMemory:
         domain: Name of the domain.
         base_fingerprint: The base it belongs to.
         groups: For each adapted module the key of its input (q, k and v share one).
-        inputs: For each input key and kind (``energy``, ``weighted``) a factor of width d_in.
+        inputs: For each input key and kind (``sensitivity``, ``energy``) a factor of width d_in.
         outputs: For each module a factor of width d_out.
         num_examples: Examples it was made from.
         loss_nats: Loss per answer token when it was made.
@@ -57,7 +59,7 @@ class KFACMemory:
         *,
         domain: str,
         base_fingerprint: str,
-        share: float,
+        shares: Mapping[str, float],
         input_rank: int = INPUT_RANK,
         output_rank: int = OUTPUT_RANK,
     ) -> KFACMemory:
@@ -67,8 +69,8 @@ class KFACMemory:
             stats: Per loss token.
             domain: Name of the domain.
             base_fingerprint: The base it belongs to.
-            share: Share of the trace of each input factor that its directions must hold.
-            input_rank: Most directions kept of an input; where it binds, less than ``share`` is held.
+            shares: For each input kind the share of its trace that the kept directions must hold, 0 … 1.
+            input_rank: Most directions kept of an input; where it binds, less is held.
             output_rank: Directions kept of each output factor.
         """
         return cls(
@@ -78,7 +80,12 @@ class KFACMemory:
             inputs={
                 key: _on_cpu(
                     Factor.stored_together(
-                        {kind: getattr(stats, kind)[key] for kind in INPUT_KINDS}, share, input_rank
+                        {kind: getattr(stats, kind)[key] for kind in INPUT_KINDS},
+                        common_basis(
+                            [getattr(stats, kind)[key] for kind in INPUT_KINDS],
+                            [shares[kind] for kind in INPUT_KINDS],
+                            input_rank,
+                        ),
                     )
                 )
                 for key in stats.energy

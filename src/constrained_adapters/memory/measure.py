@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from constrained_adapters.memory.gather import gather_statistics
-from constrained_adapters.memory.kfac import KFACMemory
+from constrained_adapters.memory.kfac import BASE_DOMAIN, KFACMemory
+from constrained_adapters.memory.protected import InputKind, protected_share
 from constrained_adapters.memory.reservoir import pad_rows
 
-LEAST_SHARE = 0.97
-"""Share of each input factor's trace that a memory keeps, so that it serves a later, stricter constraint."""
+LEAST_SHARES = {"sensitivity": 0.995, "energy": 0.8}
+"""Share of an input factor's trace that a memory keeps, so that it serves a later, stricter constraint."""
+LEAST_BASE_SHARES = {"sensitivity": 0.95, "energy": 0.8}
+"""The same for the base's own text, which reaches nearly every direction a little."""
 
 
 def measure_memory(
@@ -23,6 +26,7 @@ def measure_memory(
     *,
     domain: str,
     base_fingerprint: str,
+    kind: InputKind,
     strength: float,
     batch_size: int,
     seed: int,
@@ -35,15 +39,16 @@ def measure_memory(
         rows: (token ids, labels), each of shape (s,); labels of −100 carry no loss.
         domain: Its name.
         base_fingerprint: Of the base.
-        strength: The constraint's; the memory keeps at least this share, and at least ``LEAST_SHARE``.
+        kind: Input factor that a constraint will protect.
+        strength: The constraint's; the memory keeps what it needs, and at least ``LEAST_SHARES``.
         batch_size: Rows per pass; the result does not depend on it.
         seed: Of the drawn labels; the global random state is left as it was.
 
     Raises:
         TrainingError: No row carries loss, or a statistic is not finite.
 
-    Cost: one forward and one backward pass over the rows; while it runs, a dense d × d matrix per
-    layer for its outputs and two per distinct input; wide ones are sketched instead.
+    Cost: one forward and two backward passes over the rows; while it runs, two dense d × d matrices per
+    layer and one per distinct input; wide ones are sketched instead.
     """
     device = model.get_input_embeddings().weight.device
     batches = (pad_rows(list(rows[i : i + batch_size]), device) for i in range(0, len(rows), batch_size))
@@ -51,6 +56,6 @@ def measure_memory(
         stats = gather_statistics(
             model, modules, batches, generator=torch.Generator().manual_seed(seed), domain=domain
         )
-    return KFACMemory.from_statistics(
-        stats, domain=domain, base_fingerprint=base_fingerprint, share=max(LEAST_SHARE, strength)
-    )
+    shares = dict(LEAST_BASE_SHARES if domain == BASE_DOMAIN else LEAST_SHARES)
+    shares[kind] = max(shares[kind], protected_share(kind, domain, strength))
+    return KFACMemory.from_statistics(stats, domain=domain, base_fingerprint=base_fingerprint, shares=shares)

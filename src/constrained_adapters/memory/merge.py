@@ -2,7 +2,7 @@
 
 Each domain's Fisher of a matrix is ``G_k ⊗ A_k``. The merged one stands for their sum: it keeps
 
-* ``energy`` and ``weighted``: the domains' factors, each divided by its trace so that every domain counts
+* ``energy`` and ``sensitivity``: the domains' factors, each divided by its trace so that every domain counts
   alike, added up and given the mean trace;
 * ``output``: ``Σ_k (Tr A_k / mean Tr A) G_k``,
 
@@ -19,9 +19,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from constrained_adapters.errors import ModelError
-from constrained_adapters.memory.factors import Factor
+from constrained_adapters.memory.factors import Factor, common_basis
 from constrained_adapters.memory.frequent_directions import FrequentDirections
 from constrained_adapters.memory.kfac import INPUT_KINDS, INPUT_RANK, OUTPUT_RANK, KFACMemory
+from constrained_adapters.memory.statistics import mean_at_trace_one
 
 
 def merge_memories(
@@ -71,7 +72,9 @@ def merge_memories(
             kind: _even_sum([m.inputs[key][kind] for m in memories], counts, input_rank)
             for kind in INPUT_KINDS
         }
-        inputs[key] = Factor.stored_together(sums, 1.0, input_rank)
+        # Both kinds count alike: a basis that served one first would leave no direction to the other.
+        both = mean_at_trace_one(list(sums.values()))
+        inputs[key] = Factor.stored_together(sums, common_basis([both], [1.0], input_rank))
     outputs = {}
     for module, key in first.groups.items():
         traces = [memory.inputs[key]["energy"].trace for memory in memories]

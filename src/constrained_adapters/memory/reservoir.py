@@ -50,8 +50,8 @@ class Reservoir:
 
 
 def num_memory_examples(num_seen: int, capacity: int) -> int:
-    """How many examples a memory is made from: 32, or a twentieth of those seen if that is more."""
-    return min(capacity, max(32, num_seen // 20))
+    """How many examples a memory is made from: 64, or a twentieth of those seen if that is more."""
+    return min(capacity, max(64, num_seen // 20))
 
 
 def sample_rows(rows: Sequence[Row], count: int, seed: int) -> list[Row]:

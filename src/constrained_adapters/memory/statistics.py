@@ -5,7 +5,7 @@ Axis letters: n tokens of a batch, d width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -21,11 +21,15 @@ Covariance = Tensor | FrequentDirections
 
 @dataclass
 class Statistics:
-    """Sums over tokens, float32; ``groups`` maps each module to the key of its shared input."""
+    """Sums over tokens, float32; ``groups`` maps each module to the key of its shared input.
+
+    ``energy`` stands by input, ``output`` by module, ``sensitivity`` by module while it is summed up and by
+    input once it is normalised.
+    """
 
     groups: dict[str, str] = field(default_factory=dict)
     energy: dict[str, Covariance] = field(default_factory=dict)
-    weighted: dict[str, Covariance] = field(default_factory=dict)
+    sensitivity: dict[str, Covariance] = field(default_factory=dict)
     output: dict[str, Covariance] = field(default_factory=dict)
     num_tokens: int = 0
     num_loss_tokens: int = 0
@@ -33,7 +37,7 @@ class Statistics:
     loss_nats: float = 0.0
 
     def normalised(self, domain: str = "") -> Statistics:
-        """Sums turned into means: ``energy`` per token, the others per loss token.
+        """Turn sums into means: ``energy`` per token, ``output`` per loss token; ``sensitivity`` at trace 1.
 
         Args:
             domain: Named in errors.
@@ -46,7 +50,7 @@ class Statistics:
             raise TrainingError(
                 f"no token of these examples{of_domain} carries loss", expected="at least one answer token"
             )
-        for kind in ("energy", "weighted", "output"):
+        for kind in ("energy", "sensitivity", "output"):
             for name, value in getattr(self, kind).items():
                 kept = value.diagonal if isinstance(value, FrequentDirections) else value
                 if not torch.isfinite(kept).all():
@@ -58,14 +62,14 @@ class Statistics:
         return replace(
             self,
             energy=_scaled(self.energy, 1 / self.num_tokens),
-            weighted=_scaled(self.weighted, 1 / self.num_loss_tokens),
+            sensitivity=_even(self.sensitivity, self.groups),
             output=_scaled(self.output, 1 / self.num_loss_tokens),
             loss_nats=self.loss_nats / self.num_loss_tokens,
         )
 
 
 class KFACAccumulator:
-    """Sums ``energy``, ``weighted`` and ``output`` while the pass runs.
+    """Sums ``energy``, ``sensitivity`` and ``output`` while the pass runs.
 
     Args:
         wide: Widths above it are streamed into Frequent Directions, so that no d × d matrix is made.
@@ -77,7 +81,6 @@ class KFACAccumulator:
     def __init__(self, wide: int = WIDE, sketch_rows: int = SKETCH_ROWS) -> None:
         self.statistics = Statistics()
         self._wide, self._sketch_rows = wide, sketch_rows
-        self._pending: dict[str, tuple[Tensor, Tensor]] = {}
 
     def start_batch(self, lengths: list[int], loss_lengths: list[int]) -> None:
         """Count the batch's tokens."""
@@ -85,7 +88,6 @@ class KFACAccumulator:
         stats.num_tokens += sum(lengths)
         stats.num_loss_tokens += sum(loss_lengths)
         stats.num_examples += len(lengths)
-        self._pending = {}
 
     def add_inputs(self, name: str, key: str, rows: Tensor) -> None:
         """Take the inputs (n, d_in) of module ``name``, whose first reader is ``key``."""
@@ -93,20 +95,18 @@ class KFACAccumulator:
         if key == name:
             self._add(self.statistics.energy, key, rows)
 
-    def add_gradients(self, name: str, key: str, rows: Tensor, gradients: Tensor, *, drawn: bool) -> None:
-        """Take the output gradients (n, d_out) of the loss on drawn labels."""
-        if drawn:
-            weights = gradients.square().sum(1)
-            if key in self._pending:
-                weights = weights + self._pending[key][1]
-            self._pending[key] = (rows, weights)
+    def add_gradients(self, name: str, key: str, rows: Tensor, gradients: Tensor, source: str) -> None:
+        """Take the output gradients (n, d_out) of the final states, and of the loss on drawn labels."""
+        if source == "states":
+            # First power: with squares the first token, on which attention falls back (the "sink" of Xiao et
+            # al. 2023, arXiv 2309.17453), takes up to 93 % of the weight of a value projection.
+            weights = gradients.norm(dim=1, keepdim=True)
+            self._add(self.statistics.sensitivity, name, rows * weights.sqrt())
+        elif source == "drawn":
             self._add(self.statistics.output, name, gradients)
 
     def end_batch(self) -> None:
-        """Add the weighted inputs: once all modules that share them have given their weight."""
-        for key, (rows, weights) in self._pending.items():
-            self._add(self.statistics.weighted, key, rows * weights.sqrt()[:, None])
-        self._pending = {}
+        """Nothing waits for the end of a batch."""
 
     def _add(self, table: dict[str, Covariance], key: str, rows: Tensor) -> None:
         width = rows.shape[1]
@@ -127,3 +127,32 @@ def _scaled(table: Mapping[str, Covariance], scale: float) -> dict[str, Covarian
         key: value.scaled(scale) if isinstance(value, FrequentDirections) else value * scale
         for key, value in table.items()
     }
+
+
+def _even(table: Mapping[str, Covariance], groups: Mapping[str, str]) -> dict[str, Covariance]:
+    """By input: the mean of its modules' covariances, each at trace one."""
+    readers: dict[str, list[Covariance]] = {}
+    for module, key in groups.items():
+        readers.setdefault(key, []).append(table[module])
+    return {key: mean_at_trace_one(found) for key, found in readers.items()}
+
+
+def mean_at_trace_one(covariances: Sequence[Covariance]) -> Covariance:
+    """The mean of some matrices of one width, each divided by its trace; of sketches their sketch."""
+    total: Covariance | None = None
+    for each in covariances:
+        diagonal = each.diagonal if isinstance(each, FrequentDirections) else each.diagonal()
+        scale = 1.0 / (len(covariances) * max(float(diagonal.sum()), 1e-30))
+        if isinstance(each, FrequentDirections):
+            part = each.scaled(scale)
+            if isinstance(total, FrequentDirections):
+                whole = total.diagonal + part.diagonal
+                total.update(part.rows)
+                total.diagonal = whole
+            else:
+                total = part
+        else:
+            assert not isinstance(total, FrequentDirections)
+            total = each * scale if total is None else total + each * scale
+    assert total is not None
+    return total

@@ -15,7 +15,7 @@ from constrained_adapters.constraints import (
 from constrained_adapters.constraints.predicted import Curvature
 from constrained_adapters.errors import ModelError
 from constrained_adapters.memory.kfac import KFACMemory
-from constrained_adapters.memory.protected import protected_bases
+from constrained_adapters.memory.protected import ProtectedSpace
 
 
 def check_base(found: str | None, own: str, *, where: str, base_name: str = "") -> None:
@@ -61,8 +61,22 @@ def _listed(modules: Collection[str]) -> str:
     return f"{len(modules)} layers ({', '.join(kinds)})"
 
 
+def protected_space(config: CRMAConfig, strength: float | None = None) -> ProtectedSpace:
+    """The space, still empty, that the types ``fisher`` and ``orthogonal`` close.
+
+    Args:
+        config: Says which inputs count.
+        strength: Default: the config's.
+    """
+    own = config.effective_strength if strength is None else strength
+    return ProtectedSpace(SUBSPACE_TYPES[config.constraint_type], own)
+
+
 def make_constraint(
-    pairs: Sequence[AdapterPair], memories: Sequence[KFACMemory], config: CRMAConfig
+    pairs: Sequence[AdapterPair],
+    memories: Sequence[KFACMemory],
+    config: CRMAConfig,
+    space: ProtectedSpace | None = None,
 ) -> Constraint:
     """Build the constraint of ``config.constraint_type`` at ``config.constraint_strength``.
 
@@ -70,13 +84,14 @@ def make_constraint(
         pairs: The (A, B) in training.
         memories: Of the finished domains, oldest first.
         config: Its type must not be ``none``.
+        space: What was computed for earlier domains, from :func:`protected_space`.
 
     Raises:
         ModelError: A memory lacks an adapted layer.
     """
     check_layers(memories, [pair.module for pair in pairs])
     if config.constraint_type in SUBSPACE_TYPES:
-        bases = protected_bases(memories, SUBSPACE_TYPES[config.constraint_type], config.constraint_strength)
+        bases = (space or protected_space(config)).bases(memories)
         matrices = {f"{index}": pair.a for index, pair in enumerate(pairs)}
         named = {f"{index}": bases[pair.module] for index, pair in enumerate(pairs) if pair.module in bases}
         return SubspaceConstraint(matrices, named, free=[pair.b for pair in pairs])
@@ -93,4 +108,4 @@ def make_constraint(
     ]
     kind = config.constraint_type
     assert kind in {"gem", "agem", "diagonal"}, kind
-    return PredictedGradientConstraint(pairs, domains, kind, config.constraint_strength)
+    return PredictedGradientConstraint(pairs, domains, kind, config.effective_strength)

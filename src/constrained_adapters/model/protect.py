@@ -17,12 +17,11 @@ from constrained_adapters.constraints.attach import attach, is_bound
 from constrained_adapters.constraints.weight_step import WeightStepConstraint
 from constrained_adapters.errors import AdapterStateError, ConfigError
 from constrained_adapters.memory.base_text import write_base_text
-from constrained_adapters.memory.kfac import KFACMemory
+from constrained_adapters.memory.kfac import BASE_DOMAIN, KFACMemory
 from constrained_adapters.memory.measure import measure_memory
 from constrained_adapters.memory.protected import protected_bases
 from constrained_adapters.model.adapter_set import AdapterSet
 from constrained_adapters.model.binding import check_base, check_layers
-from constrained_adapters.model.constrained import BASE_DOMAIN
 from constrained_adapters.model.trained import Trained, adapters_off, base_of, find_trained, unwrapped
 from constrained_adapters.models.fingerprint import fingerprint_model
 
@@ -58,7 +57,7 @@ def protect(
             nothing to learn where a memory knows every direction.
         memories: Of finished domains (``gradient_memory.safetensors``) and this base; one of the domain
             ``base`` stands for the text that the base would write.
-        num_texts: Texts that the base writes, 64 tokens each; default: enough for four tokens per input
+        num_texts: Texts that the base writes, 64 tokens each; default: enough for eight tokens per input
             direction, at least 32.
         layers: Names of the layers to bind, such as ``["q_proj", "v_proj"]``; default: every trained
             linear layer but the head.
@@ -265,7 +264,7 @@ def _base_memory(
     width = max(
         matrix.shape[0 if key in trained.transposed else 1] for key, matrix in trained.matrices.items()
     )
-    count = num_texts or max(32, -(-4 * width // TEXT_TOKENS))
+    count = num_texts or max(32, -(-8 * width // TEXT_TOKENS))
     with adapters_off(model):
         rows = write_base_text(base, num_texts=count, length_tokens=TEXT_TOKENS, seed=seed)
         return measure_memory(
@@ -274,6 +273,7 @@ def _base_memory(
             rows,
             domain=BASE_DOMAIN,
             base_fingerprint=fingerprint,
+            kind=SUBSPACE_TYPES["fisher"],
             strength=strength,
             batch_size=16,
             seed=seed,

@@ -44,10 +44,12 @@ def make_memory():
         stats = Statistics(
             groups=GROUPS,
             energy={"q": covariance(12), "o": covariance(8)},
-            weighted={"q": covariance(12), "o": covariance(8)},
+            sensitivity={"q": covariance(12), "o": covariance(8)},
             output={name: covariance(d_out) for name, (d_out, _) in SHAPES.items()},
         )
-        return KFACMemory.from_statistics(stats, domain=f"domain_{seed}", base_fingerprint="", share=1.0)
+        return KFACMemory.from_statistics(
+            stats, domain=f"domain_{seed}", base_fingerprint="", shares={"sensitivity": 1.0, "energy": 1.0}
+        )
 
     return make
 

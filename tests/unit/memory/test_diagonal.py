@@ -72,8 +72,8 @@ class Drawn:
     def add_inputs(self, name, key, rows):
         pass
 
-    def add_gradients(self, name, key, rows, gradients, *, drawn):
-        if name == "lm_head":
+    def add_gradients(self, name, key, rows, gradients, source):
+        if name == "lm_head" and source == "drawn":
             for g in gradients.split(self.lengths):
                 self.labels.append(g[g.abs().sum(1) > 0].argmin(1).tolist())
 
@@ -110,7 +110,7 @@ def test_what_has_no_loss_or_is_not_finite_is_refused(tiny_llama):
         LayerFisher().fisher()
     fisher = LayerFisher()
     fisher.start_batch([1], [1])
-    fisher.add_gradients("q", "q", torch.full((1, 2), torch.inf), torch.ones(1, 2), drawn=True)
+    fisher.add_gradients("q", "q", torch.full((1, 2), torch.inf), torch.ones(1, 2), "drawn")
     with pytest.raises(TrainingError, match=r"(?s)not finite.*q"):
         fisher.fisher()
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from constrained_adapters.memory.factors import Factor
+from constrained_adapters.memory.factors import Factor, common_basis, outside_directions
 from constrained_adapters.memory.frequent_directions import FrequentDirections
 
 # The first call on a busy machine can take seconds, and a test is the same on every run.
@@ -101,7 +101,8 @@ def test_a_diagonal_rest_is_nearer_than_a_mean_at_the_same_number_of_bytes(rank)
 def test_matrices_on_one_basis_hold_their_share_and_their_diagonal():
     first = loud_axes(48, 2)
     second = 100.0 * first + 10.0 * covariance(48, 3, 3)
-    factors = Factor.stored_together({"first": first, "second": second}, 0.9, 48)
+    basis = common_basis([first, second], [0.9, 0.95])
+    factors = Factor.stored_together({"first": first, "second": second}, basis)
     assert factors["first"].basis is factors["second"].basis
     for matrix, factor in zip((first, second), factors.values(), strict=True):
         scale = float(matrix.trace())
@@ -111,6 +112,54 @@ def test_matrices_on_one_basis_hold_their_share_and_their_diagonal():
         gram = factor.vectors.T @ factor.vectors
         assert float((gram - torch.eye(len(gram))).abs().max()) < 0.02
         assert float((factor.dense() - matrix).norm()) < 0.15 * float(matrix.norm())
+
+
+def shares_held(basis, matrices) -> list[float]:
+    return [float((basis.T @ matrix @ basis).trace() / matrix.trace()) for matrix in matrices]
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(st.integers(2, 20), st.integers(1, 20), st.integers(1, 20), st.floats(0.1, 1.0), st.integers(0, 500))
+def test_one_matrix_after_another_gets_its_share_of_orthonormal_directions(d, rank, other, share, seed):
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randn(n, d, generator=generator) for n in (rank, other)]
+    rows.append(rows[0][:1] * 3.0)  # one that the first holds already
+    matrices = [each.T @ each for each in rows]
+    shares = [share, 0.9, 0.999]
+    basis = common_basis(matrices, shares)
+    assert basis.shape[1] <= d
+    assert float((basis.T @ basis - torch.eye(basis.shape[1])).abs().max()) < 1e-4
+    assert all(h >= s - 1e-4 for h, s in zip(shares_held(basis, matrices), shares, strict=True))
+    sketches = []
+    for each in rows:
+        sketches.append(FrequentDirections(d, 24))
+        sketches[-1].update(each)
+    same = common_basis(sketches, shares)
+    assert same.shape[1] <= d
+    assert float((same.T @ same - torch.eye(same.shape[1])).abs().max()) < 1e-4
+    assert all(h >= s - 1e-4 for h, s in zip(shares_held(same, matrices), shares, strict=True))
+
+
+def test_the_first_matrix_is_served_with_the_fewest_directions_and_first_where_few_are_left():
+    matrices = [loud_axes(48, 2), loud_axes(48, 3)]
+    basis = common_basis(matrices, [0.8, 0.8])
+    values = torch.linalg.eigh(matrices[0])[0].flip(0)
+    needed = int((values.cumsum(0) / values.sum() < 0.8).sum()) + 1
+    assert needed < basis.shape[1]
+    fewest = basis[:, :needed]
+    assert shares_held(fewest, matrices)[0] >= 0.8 - 1e-5 > shares_held(fewest[:, :-1], matrices)[0]
+    assert torch.equal(common_basis(matrices, [0.8, 0.8], needed), fewest)
+
+
+def test_directions_outside_a_basis_are_outside_it_also_where_nothing_is_left():
+    matrix = loud_axes(24, 4)
+    basis = torch.linalg.eigh(matrix)[1][:, -9:]
+    values, vectors = outside_directions(matrix, basis)
+    assert values.shape == (15,) and vectors.shape == (24, 15)
+    assert float((basis.T @ vectors).abs().max()) < 1e-5
+    assert float(values.sum()) == pytest.approx(float(torch.linalg.eigh(matrix)[0][:-9].sum()), rel=1e-4)
+    held_only = basis @ basis.T
+    assert float((basis.T @ outside_directions(held_only, basis)[1]).abs().max()) < 1e-5
 
 
 def test_a_sketch_is_described_as_its_matrix_is():

@@ -29,13 +29,18 @@ def memory(seed: int, *, rank: int = 48) -> KFACMemory:
     stats = Statistics(
         groups={name: key for name, (_, key) in SHAPES.items()},
         energy={key: spectra(width, 10 * seed + 1) for key, width in WIDTHS.items()},
-        weighted={key: 0.1 * spectra(width, 10 * seed + 2) for key, width in WIDTHS.items()},
+        sensitivity={key: 0.1 * spectra(width, 10 * seed + 2) for key, width in WIDTHS.items()},
         output={name: spectra(d_out, 10 * seed + 3) for name, (d_out, _) in SHAPES.items()},
         num_examples=8,
         loss_nats=1.0 + seed,
     )
     return KFACMemory.from_statistics(
-        stats, domain=f"domain_{seed}", base_fingerprint="abc", share=1.0, input_rank=rank, output_rank=rank
+        stats,
+        domain=f"domain_{seed}",
+        base_fingerprint="abc",
+        shares={"sensitivity": 1.0, "energy": 1.0},
+        input_rank=rank,
+        output_rank=rank,
     )
 
 
@@ -96,7 +101,16 @@ def test_its_size_does_not_grow_and_it_serves_as_a_single_one(tmp_path):
     found = KFACMemory.load(path)
     assert len(sizes) == 1 and found.num_domains == 9
     assert found.predicted_increase_nats(deltas(0)) == merged.predicted_increase_nats(deltas(0))
-    assert protected_bases([found], ["energy", "weighted"], 0.5)["q"].shape[0] == 48
+    assert protected_bases([found], "sensitivity", 0.5)["q"].shape[0] == 48
+
+
+def test_neither_kind_takes_the_other_s_directions():
+    """With few directions both are held about as well as by a memory that had to hold only one of them."""
+    memories = [memory(seed) for seed in range(4)]
+    merged = merge_memories(memories, input_rank=16, output_rank=8).inputs["q"]
+    held = {kind: float(f.values.sum()) / f.trace for kind, f in merged.items()}
+    assert abs(held["energy"] - held["sensitivity"]) < 0.05
+    assert min(held.values()) > 0.6
 
 
 def test_a_domain_without_curvature_changes_nothing_but_the_mean():

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from constrained_adapters.memory.factors import Factor
-from constrained_adapters.memory.kfac import KFACMemory
-from constrained_adapters.memory.protected import extend_basis, protected_bases
+from constrained_adapters.memory.kfac import BASE_DOMAIN, KFACMemory
+from constrained_adapters.memory.protected import (
+    ProtectedSpace,
+    extend_basis,
+    protected_bases,
+    protected_share,
+)
 
 steady = settings(deadline=None, derandomize=True, max_examples=60)
 # The eigenvectors of a memory are rounded to bfloat16, so they are orthonormal to about 1 %.
@@ -28,7 +35,7 @@ def held(basis: torch.Tensor, domain: Factor) -> float:
     """Share of the factor's whole trace that surely lies in the basis, or 1 where all it keeps does."""
     weighted = domain.vectors * domain.values.sqrt()
     captured = float((basis.T @ weighted).square().sum())
-    return 1.0 if captured >= 0.999 * float(domain.values.sum()) else captured / domain.trace
+    return 1.0 if captured >= 0.999 * float(weighted.square().sum()) else captured / domain.trace
 
 
 def extended(domains, share: float) -> torch.Tensor:
@@ -96,14 +103,14 @@ def test_a_domain_without_curvature_adds_nothing():
 
 
 def memory(groups: dict[str, str], inputs: dict[str, Factor]) -> KFACMemory:
-    both = {key: {"energy": value, "weighted": value} for key, value in inputs.items()}
+    both = {key: {"energy": value, "sensitivity": value} for key, value in inputs.items()}
     return KFACMemory("d", "", groups, both, {})
 
 
 def test_modules_with_one_input_share_one_tensor_and_others_do_not():
     groups = {"q": "q", "v": "q", "o": "o"}
     memories = [memory(groups, {"q": factor(12, 3, i), "o": factor(8, 3, 50 + i)}) for i in range(3)]
-    bases = protected_bases(memories, ["energy"], 0.9)
+    bases = protected_bases(memories, "energy", 0.9)
     assert list(bases) == ["q", "v", "o"]
     assert bases["q"] is bases["v"] and bases["o"].shape[0] == 8
     expected = extended([kept.inputs["q"]["energy"] for kept in memories], 0.9)
@@ -114,7 +121,7 @@ def test_a_domain_stays_protected_where_a_later_memory_groups_its_modules_otherw
     """With q and v adapted they share a key; where v alone was adapted, v is its own."""
     alone, together = factor(12, 2, 1), factor(12, 2, 2)
     memories = [memory({"v": "v"}, {"v": alone}), memory({"q": "q", "v": "q"}, {"q": together})]
-    bases = protected_bases(memories, ["weighted"], 0.9)
+    bases = protected_bases(memories, "sensitivity", 0.9)
     assert held(bases["v"], alone) >= 0.9 - ROUNDING
     assert held(bases["v"], together) >= 0.9 - ROUNDING
     assert held(bases["q"], together) >= 0.9 - ROUNDING
@@ -122,4 +129,64 @@ def test_a_domain_stays_protected_where_a_later_memory_groups_its_modules_otherw
 
 
 def test_without_memories_there_is_nothing_to_protect():
-    assert protected_bases([], ["energy"], 0.9) == {}
+    assert protected_bases([], "energy", 0.9) == {}
+
+
+@steady
+@given(st.floats(0.0, 1.0))
+def test_what_reaches_a_finished_domain_s_answers_is_protected_to_the_square_of_what_is_left(strength):
+    assert protected_share("sensitivity", BASE_DOMAIN, strength) == strength
+    for domain in (BASE_DOMAIN, "law"):
+        assert protected_share("energy", domain, strength) == strength
+    share = protected_share("sensitivity", "law", strength)
+    assert strength - 1e-12 <= share <= 1.0
+    assert 1.0 - share == pytest.approx((1.0 - strength) ** 2, abs=1e-12)
+
+
+def domains(count: int, seed: int) -> list[KFACMemory]:
+    """The base and finished domains; from the third on v reads an input of its own."""
+    made = []
+    for i in range(count):
+        own = {"v": factor(12, 3, seed + 700 + i)} if i > 2 else {}
+        groups = {"q": "q", "v": "v" if own else "q", "o": "o"}
+        inputs = {"q": factor(12, 3, seed + i), "o": factor(8, 3, seed + 300 + i), **own}
+        made.append(replace(memory(groups, inputs), domain=f"domain_{i}" if i else BASE_DOMAIN))
+    return made
+
+
+@settings(deadline=None, derandomize=True, max_examples=20)
+@given(st.integers(1, 6), st.floats(0.2, 1.0), st.integers(0, 10_000), st.sets(st.integers(1, 6)))
+def test_a_space_that_grows_equals_the_one_made_at_once(count, strength, seed, stops):
+    memories = domains(count, seed)
+    space = ProtectedSpace("sensitivity", strength)
+    for known in sorted({*(stop for stop in stops if stop < count), count}):
+        found = space.bases(memories[:known])
+        expected = protected_bases(memories[:known], "sensitivity", strength)
+        assert list(found) == list(expected)
+        assert all(torch.equal(found[name], basis) for name, basis in expected.items())
+    for index, kept in enumerate(memories):
+        share = protected_share("sensitivity", kept.domain, strength)
+        for module, key in kept.groups.items():
+            held_here = held(found[module], kept.inputs[key]["sensitivity"])
+            assert held_here >= share - ROUNDING, (index, module)
+
+
+def test_what_was_computed_for_the_beginning_is_used_again_and_another_beginning_is_not(monkeypatch):
+    from constrained_adapters.memory import protected
+
+    calls = []
+    original = protected.extend_basis
+    monkeypatch.setattr(protected, "extend_basis", lambda *args: calls.append(1) or original(*args))
+    memories, space = domains(3, 5), ProtectedSpace("energy", 0.9)
+    first = space.bases(memories[:2])
+    made = len(calls)
+    again = space.bases(memories[:2])
+    assert len(calls) == made and all(again[name] is basis for name, basis in first.items())
+    space.bases(memories)
+    assert len(calls) == made + 2  # q and v share one input, o has the other
+    swapped = space.bases([memories[1], memories[0]])
+    expected = protected_bases([memories[1], memories[0]], "energy", 0.9)
+    assert all(torch.equal(swapped[name], basis) for name, basis in expected.items())
+    fewer = space.bases([memories[1]])
+    expected = protected_bases([memories[1]], "energy", 0.9)
+    assert all(torch.equal(fewer[name], basis) for name, basis in expected.items())

@@ -41,7 +41,12 @@ def test_the_formulas_give_the_files_sizes(tiny_llama, rows):
     shapes = list(matrix_shapes(tiny_llama, modules_of(tiny_llama)).values())
     for input_rank, output_rank in ((5, 3), (12, 6)):
         made = KFACMemory.from_statistics(
-            stats, domain="d", base_fingerprint="", share=1.0, input_rank=input_rank, output_rank=output_rank
+            stats,
+            domain="d",
+            base_fingerprint="",
+            shares={"sensitivity": 1.0, "energy": 1.0},
+            input_rank=input_rank,
+            output_rank=output_rank,
         )
         assert body(made.to_bytes()) == kfac_bytes(shapes, input_rank, output_rank)
     sketch = listener.finish(domain="d", base_fingerprint="").to_bytes()

@@ -11,7 +11,7 @@ from constrained_adapters.memory.protected import protected_bases
 
 def largest_inside(model, name: str, *memories) -> float:
     """The largest share of a row of A that lies in what the memories protect."""
-    bases = protected_bases(memories, ["energy", "weighted"], model.crma_config.constraint_strength)
+    bases = protected_bases(memories, "sensitivity", model.crma_config.constraint_strength)
     shares = []
     for pair in adapter_pairs(model, name):
         assert bases[pair.module].shape[1] > 0

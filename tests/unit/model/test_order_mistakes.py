@@ -183,13 +183,13 @@ def test_a_memory_that_is_not_finite_is_not_loaded(make_model, rows, finish, tmp
     path = tmp_path / "law" / MEMORY_FILE
     with safe_open(path, "pt") as file:
         tensors, facts = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
-    broken = next(name for name in tensors if name.startswith("weighted:") and name.endswith("values"))
+    broken = next(name for name in tensors if name.startswith("sensitivity:") and name.endswith("values"))
     tensors[broken][0] = float("inf")
     save_file(tensors, path, metadata=facts)
-    layer = broken.removeprefix("weighted:").removesuffix(".values")
+    layer = broken.removeprefix("sensitivity:").removesuffix(".values")
     with pytest.raises(
         WorkspaceError,
-        match=rf"memory of domain 'law' is not finite(?s:.*)weighted of layer {re.escape(layer)} in",
+        match=rf"memory of domain 'law' is not finite(?s:.*)sensitivity of layer {re.escape(layer)} in",
     ):
         model.load_memory(path)
     assert json.loads(facts["constrained_adapters"])["domain"] == "law"

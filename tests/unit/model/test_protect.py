@@ -57,7 +57,7 @@ def shield(request):
 
 
 def bases_of(handle, strength=0.8):
-    return protected_bases([handle.base_memory], ["energy", "weighted"], strength)
+    return protected_bases([handle.base_memory], "sensitivity", strength)
 
 
 def largest_inside(model, handle) -> float:
@@ -242,7 +242,7 @@ def test_a_memory_of_a_finished_domain_binds_too_and_the_base_s_own_is_not_made_
     assert handle.facts()["closed_ratio"] > first.facts()["closed_ratio"]
     assert handle.base_memory.to_bytes() == first.base_memory.to_bytes()
     loop(model, rows(0))
-    bases = protected_bases([handle.base_memory, law], ["energy", "weighted"], 0.8)
+    bases = protected_bases([handle.base_memory, law], "sensitivity", 0.8)
     for pair in adapter_pairs(model, "default"):
         assert float((pair.a.detach() @ bases[pair.module]).norm()) < 1e-4
 
@@ -253,7 +253,8 @@ def memory_of(model, rows, domain, fingerprint=None) -> KFACMemory:
 
     tokens = [(torch.tensor(row["input_ids"]), torch.tensor(row["labels"])) for row in rows]
     return measure_memory(
-        base_of(model), find_trained(model, None).layers, tokens, domain=domain, strength=0.8, batch_size=8,
+        base_of(model), find_trained(model, None).layers, tokens, domain=domain, kind="sensitivity",
+            strength=0.8, batch_size=8,
         base_fingerprint=fingerprint or fingerprint_model(base_of(model)), seed=1,
     )  # fmt: skip
 
