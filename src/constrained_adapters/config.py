@@ -24,6 +24,12 @@ from pydantic import (
 from constrained_adapters.setting_errors import config_error
 
 ConstraintType = Literal["fisher", "diagonal", "gem", "agem", "orthogonal", "none"]
+Auto = Literal["auto"]
+Rank = Annotated[int, Field(ge=1, le=4096)]
+Strength = Annotated[float, Field(ge=0.0, le=1.0)]
+
+STRICTEST_AUTO = 0.99
+"""The highest strength that ``constraint_strength="auto"`` may choose."""
 
 RESERVED_NAMES = frozenset({"base", "auto", "general", "default"})
 
@@ -92,9 +98,10 @@ class CRMAConfig(Settings):
 
     Attributes:
         base_model_name: A hub name, a folder, or ``"embedded"`` for the packaged default model.
-        adapter_dim: Rank r of each adapter.
+        adapter_dim: Rank r of each adapter, or ``"auto"``: chosen for each domain from its own examples.
         constraint_strength: Share of what each memory protects that no step may touch, 0 … 1.
-            0 is plain LoRA, bit for bit; 1 closes every direction, so nothing is learnt.
+            0 is plain LoRA, bit for bit; 1 closes every direction, so nothing is learnt. ``"auto"``: the
+            strictest that leaves the domain room to learn; see :mod:`constrained_adapters.model.auto`.
         gradient_memory_size: Most examples per domain that its memory is made from.
         residual_scaling: The factor in front of B · A.
         domain_specific_layers: Names of the adapted linear layers, or ``"auto"`` for the attention
@@ -116,8 +123,8 @@ class CRMAConfig(Settings):
     """
 
     base_model_name: str
-    adapter_dim: int = Field(default=64, ge=1, le=4096)
-    constraint_strength: float = Field(default=0.8, ge=0.0, le=1.0)
+    adapter_dim: Rank | Auto = 64
+    constraint_strength: Strength | Auto = 0.8
     gradient_memory_size: int = Field(default=1000, ge=1)
     residual_scaling: float = Field(default=0.2, gt=0.0)
     domain_specific_layers: list[str] | Literal["auto"] = ["q_proj", "v_proj", "o_proj"]
@@ -152,11 +159,33 @@ class CRMAConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _auto_suits_type(self) -> Self:
+        check_auto_strength(self.constraint_strength, self.constraint_type)
+        return self
+
     @property
     def effective_strength(self) -> float:
-        """The strength that acts: 0 where the constraint is switched off or of type none."""
-        active = self.use_gradient_constraint and self.constraint_type != "none"
-        return self.constraint_strength if active else 0.0
+        """The strength that acts: 0 where the constraint is switched off or of type none.
+
+        For ``"auto"`` the strictest that may be chosen: memories are kept for it.
+        """
+        if not self.use_gradient_constraint or self.constraint_type == "none":
+            return 0.0
+        return STRICTEST_AUTO if self.constraint_strength == "auto" else self.constraint_strength
+
+
+def check_auto_strength(strength: float | str | None, constraint_type: ConstraintType | None) -> None:
+    """Refuse ``"auto"`` where no directions are closed whose share of a gradient could be measured.
+
+    Raises:
+        ValueError: The type is one that acts on predicted gradients.
+    """
+    if strength == "auto" and constraint_type in {"gem", "agem", "diagonal"}:
+        raise ValueError(
+            f"constraint_strength 'auto' suits the types fisher and orthogonal only, not "
+            f"{constraint_type!r}: give a number"
+        )
 
 
 class BaseConfig(Settings):
@@ -205,7 +234,7 @@ class DomainConfig(Settings):
 class AdapterConfig(Settings):
     """The adapter that each domain gets."""
 
-    rank: int = Field(default=16, ge=1, le=4096)
+    rank: Rank | Auto = 16
     residual_scaling: float = Field(default=2.0, gt=0.0)
     layers: list[str] | Literal["auto"] = "auto"
 
@@ -244,7 +273,7 @@ class MethodConfig(Settings):
     recipe: str
     name: str = ""
     learning_rate: float | None = Field(default=None, gt=0)
-    constraint_strength: float | None = Field(default=None, ge=0, le=1)
+    constraint_strength: Strength | Auto | None = None
     constraint_type: ConstraintType | None = None
     gradient_memory_size: int | None = Field(default=None, ge=1)
     protect_base: bool | None = None
@@ -256,6 +285,11 @@ class MethodConfig(Settings):
     @classmethod
     def _from_name(cls, value: Any) -> Any:
         return {"recipe": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _auto_suits_type(self) -> Self:
+        check_auto_strength(self.constraint_strength, self.constraint_type)
+        return self
 
     @model_validator(mode="after")
     def _default_name(self) -> Self:

@@ -13,9 +13,10 @@ import torch
 
 from constrained_adapters.adapters.acting import ActingAdapters
 from constrained_adapters.adapters.lora import lora_config, lora_layers, start_small
-from constrained_adapters.config import CRMAConfig, check_domain_name
+from constrained_adapters.config import Auto, CRMAConfig, check_domain_name
 from constrained_adapters.errors import AdapterStateError, ConfigError, ModelError, UnknownNameError
 from constrained_adapters.memory.reservoir import Reservoir
+from constrained_adapters.model.auto import Chosen, Rows
 from constrained_adapters.model.passes import AdapterPasses, AdapterState
 from constrained_adapters.models.targets import resolve_targets
 
@@ -72,25 +73,36 @@ class AdapterSet(AdapterPasses):
         return list(self._active)
 
     def create_adapter(
-        self, adapter_name: str, domain_id: int | None = None, *, adapter_dim: int | None = None
+        self,
+        adapter_name: str,
+        domain_id: int | None = None,
+        *,
+        adapter_dim: int | Auto | None = None,
+        probe_rows: Rows | None = None,
     ) -> None:
         """Add an untrained adapter: small Gaussian A and B, not active yet.
 
         Args:
             adapter_name: A new name; letters and digits of any script, ``_`` and ``-``.
             domain_id: Position of the domain in the sequence; default: the next.
-            adapter_dim: Rank; default: the config's.
+            adapter_dim: Rank, or ``"auto"``; default: the config's.
+            probe_rows: (token ids, labels) of some examples of the domain, each of shape (s,), from which
+                what is ``"auto"`` is chosen, with the adapters that are active now and the memories that
+                stand now; at most 32 are used, and none where nothing is ``"auto"``.
 
         Raises:
-            ConfigError: The name cannot be one.
+            ConfigError: The name cannot be one, or something is ``"auto"`` and there are no rows.
             AdapterStateError: The name is taken.
+            TrainingError: No row carries loss, or a gradient is not finite.
         """
         name = self._new_name(adapter_name)
         settings = self.crma_config
+        position = len(self._states) if domain_id is None else domain_id
+        chosen = self._choose(name, adapter_dim or settings.adapter_dim, probe_rows, position)
         self._inject(
             name,
             lora_config(
-                rank=adapter_dim or settings.adapter_dim,
+                rank=chosen.rank,
                 residual_scaling=settings.residual_scaling,
                 targets=self._targets,
                 layers_to_transform=None,
@@ -98,9 +110,8 @@ class AdapterSet(AdapterPasses):
             ),
         )
         start_small(self, name, settings.init_std)
-        position = len(self._states) if domain_id is None else domain_id
         self._states[name] = AdapterState(
-            position, reservoir=Reservoir(settings.gradient_memory_size, position)
+            position, reservoir=Reservoir(settings.gradient_memory_size, position), chosen=chosen
         )
         self._apply_active()
 
@@ -226,6 +237,10 @@ class AdapterSet(AdapterPasses):
     def _apply_active(self) -> None:
         self._apply_layers()
         self._active_changed()
+
+    @abstractmethod
+    def _choose(self, name: str, wanted: int | Auto, rows: Rows | None, position: int) -> Chosen:
+        """What adapter ``name`` is made with, where the rank ``wanted`` or the strength is ``"auto"`` too."""
 
     @abstractmethod
     def _active_changed(self) -> None:

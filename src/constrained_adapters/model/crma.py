@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, final
 
@@ -12,8 +13,9 @@ from constrained_adapters.config import BaseConfig, CRMAConfig
 from constrained_adapters.errors import AdapterStateError, ModelError
 from constrained_adapters.memory.kfac import KFACMemory
 from constrained_adapters.memory.reservoir import Reservoir
-from constrained_adapters.model.adapter_set import AdapterState
+from constrained_adapters.model.auto import Chosen
 from constrained_adapters.model.constrained import MEMORY_FILE, ConstrainedSet
+from constrained_adapters.model.passes import AdapterState
 from constrained_adapters.models.load import LoadedBase, load_base
 from constrained_adapters.workspace import atomic_write_bytes, atomic_write_json
 
@@ -104,6 +106,7 @@ class CRMAModel(ConstrainedSet):
             "base_fingerprint": self.base_fingerprint,
             "base_model_name": self.crma_config.base_model_name,
             "config": self.crma_config.model_dump(),
+            "chosen": asdict(state.chosen) if state.chosen else None,
         }
         write_adapter(self, adapter_name, folder, facts)
         state.folder = folder
@@ -139,6 +142,7 @@ class CRMAModel(ConstrainedSet):
             frozen=not is_trainable,
             folder=folder,
             reservoir=Reservoir(self.crma_config.gradient_memory_size, position),
+            chosen=Chosen(**facts["chosen"]) if facts.get("chosen") else None,
         )
         result = super().load_adapter(str(folder), name, is_trainable=is_trainable, **kwargs)
         if (folder / MEMORY_FILE).is_file():

@@ -17,6 +17,7 @@ from constrained_adapters.adapters.mixed import BASE_NAME, MixedBatch, RowAdapte
 from constrained_adapters.errors import AdapterStateError, ConfigError, UnknownNameError
 from constrained_adapters.memory.kfac import KFACMemory
 from constrained_adapters.memory.reservoir import Reservoir
+from constrained_adapters.model.auto import Chosen
 
 
 @dataclass
@@ -29,6 +30,8 @@ class AdapterState:
     folder: Path | None = None
     memory: KFACMemory | None = None
     reservoir: Reservoir = field(default_factory=lambda: Reservoir(1000))
+    chosen: Chosen | None = None
+    """What it was made with; None where it was made elsewhere."""
 
 
 class AdapterPasses(PeftModelForCausalLM):

@@ -26,8 +26,8 @@ class AdapterLearner:
         use: ``together``: after each domain all adapters so far are active, one model for every domain.
             ``alone``: each domain is scored with its own adapter; one not learnt yet, and text of no domain,
             on the base. ``once``: there is one adapter only, learnt in the place of the first domain.
-        start: Of each adapter: as drawn, or, where steps are bound, in the open directions that its domain uses
-            most.
+        start: Of each adapter: as drawn, or, where steps are bound, in the open directions that its domain
+            uses most.
         penalty: Binds the steps beside, or instead of, CRMA's own constraint.
     """
 
@@ -44,6 +44,7 @@ class AdapterLearner:
         self._model, self._folder, self._seed, self._use = model, memory_folder, seed, use
         self._start, self._penalty = start, penalty
         self._names: list[str] = []
+        self._tell: Callable[[str], None] = _say_nothing
 
     @property
     def module(self) -> Any:
@@ -56,6 +57,7 @@ class AdapterLearner:
 
     def prepare(self, tell: Callable[[str], None]) -> None:
         """Make, or read, the memory of the base's own knowledge, where the constraint wants one."""
+        self._tell = tell
         if not (self._protects and self._model.crma_config.protect_base):
             return
         path = self._folder / BASE_MEMORY
@@ -68,9 +70,13 @@ class AdapterLearner:
         self._model.base_memory = memory
 
     def begin(self, number: int, domain: str, rows: Rows) -> None:
-        """Add the domain's adapter, choose where it starts, and bind its steps."""
+        """Add the domain's adapter, choose what is left to choose and where it starts, and bind its steps."""
         earlier = list(self._names)
-        self._model.create_adapter(domain, domain_id=number)
+        self.show(number - 1, 0)  # what is chosen rests on what was learnt, not on what was scored last
+        self._model.create_adapter(domain, domain_id=number, probe_rows=rows)
+        chosen = self._model.chosen(domain)
+        if chosen is not None and chosen.reason:
+            self._tell(f"{domain}: {chosen.reason}")
         self._names.append(domain)
         self.show(number, number)
         if self._start == "inputs" and self._protects:
@@ -139,3 +145,7 @@ class AdapterLearner:
     def release(self) -> None:
         """Take all adapters off the base."""
         self._model.unload()
+
+
+def _say_nothing(text: str) -> None:
+    """Until :meth:`AdapterLearner.prepare` has been told whom to tell."""

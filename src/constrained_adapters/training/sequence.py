@@ -237,10 +237,12 @@ class DomainSequence:
                 "data": domain.source,
                 "data_fingerprint": domain.fingerprint,
                 "num_train": len(domain.train),
-                "rank": settings.adapter_dim,
+                "rank": int(record["constraint"].get("chosen_rank", 0)) or settings.adapter_dim,
                 "residual_scaling": settings.residual_scaling,
                 "constraint_type": settings.constraint_type,
-                "constraint_strength": settings.effective_strength,
+                "constraint_strength": record["constraint"].get(
+                    "chosen_strength", settings.effective_strength
+                ),
                 "penalty_weight": penalty_weight(self.method),
                 "learning_rate": self.method.learning_rate or self.config.training.learning_rate,
                 "constraint": record["constraint"],
