@@ -110,7 +110,7 @@ def choose(
             warnings.warn(
                 f"even strength {strength} closes {conflict:.1%} of this domain's gradient: "
                 "expect it to learn little, or set constraint_strength lower by hand",
-                stacklevel=5,
+                stacklevel=4,
             )
     if rank == "auto":
         bases = bases_at(strength) if bases_at is not None else {}
