@@ -1,10 +1,11 @@
-"""Bytes of a domain's memory beside its adapter's, for models of 7 and 8 B, from their shapes alone.
+"""Bytes of a domain's memory beside its adapter's, from models' shapes alone.
 
 Run:   python benchmarks/memory_size.py
 Makes: benchmarks/results/memory-size.json
 
 No weight is made or loaded: the models stand on the meta device. Adapted are q, v and o. The adapter's file
-is in float32, as PEFT writes it.
+is in float32, as PEFT writes it. A memory holds K-FAC factors, whose input directions are as many as the
+shares ask for and at most ``INPUT_RANK``, and a gradient sketch.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config
 
+from constrained_adapters.memory.gradient_sketch import MAX_EXAMPLES, MEAN_RANK
 from constrained_adapters.memory.kfac import INPUT_RANK, OUTPUT_RANK
 from constrained_adapters.memory.size import (
     MatrixShape,
@@ -28,9 +30,17 @@ from constrained_adapters.memory.size import (
 RESULT = Path(__file__).parent / "results" / "memory-size.json"
 LAYERS = ("q_proj", "v_proj", "o_proj")
 RANKS = (16, 64)
-SKETCHES = ((48, 1), (24, 2))
-MEAN_RANK = 16
+SHARES = (0.2, 0.4)
+"""Of the input directions; the packaged model's memory of its own text keeps nearly .4."""
 CONFIGS: dict[str, PretrainedConfig] = {
+    "SmolLM2-135M": LlamaConfig(
+        hidden_size=576,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        intermediate_size=1536,
+        vocab_size=49152,
+    ),
     "Mistral-7B-v0.1": MistralConfig(
         hidden_size=4096,
         num_hidden_layers=32,
@@ -71,27 +81,33 @@ def main() -> None:
     rows = []
     for name, config in CONFIGS.items():
         shapes = shapes_of(config)
+        sketch, width = sketch_bytes(shapes, MAX_EXAMPLES, 1, MEAN_RANK), max(shape.d_in for shape in shapes)
+        directions = sorted({min(INPUT_RANK, round(share * width)) for share in SHARES})
         for rank in RANKS:
             adapter = adapter_bytes(shapes, rank)
-            within = largest_input_rank(shapes, 2 * adapter)
+            within = largest_input_rank(shapes, 2 * adapter - sketch)
             sizes = {
-                f"kfac, input rank {within} (largest within 2 adapters)": kfac_bytes(shapes, within),
-                f"kfac, input rank {INPUT_RANK} (default)": kfac_bytes(shapes, INPUT_RANK),
-                **{
-                    f"sketch, {count} sequences, {pairs} pairs": sketch_bytes(shapes, count, pairs, MEAN_RANK)
-                    for count, pairs in SKETCHES
-                },
+                "gradient sketch": sketch,
+                **{f"kfac, {count} directions": kfac_bytes(shapes, count) for count in directions},
+                **{f"both, {count} directions": kfac_bytes(shapes, count) + sketch for count in directions},
             }
             rows.append(
-                {"model": name, "rank": rank, "adapter_bytes": adapter, "input_rank": within, "bytes": sizes}
+                {
+                    "model": name,
+                    "rank": rank,
+                    "adapter_bytes": adapter,
+                    "most_directions_within_two_adapters": within,
+                    "bytes": sizes,
+                }
             )
-            print(f"{name}, rank {rank}: adapter {adapter / 1e6:.1f} MB")
+            print(f"{name}, rank {rank}: adapter {adapter / 1e6:.1f} MB; two: {within} directions, sketch")
             for what, size in sizes.items():
-                print(f"  {what:<55} {size / 1e6:8.1f} MB  {size / adapter:5.2f} adapters")
+                print(f"  {what:<25} {size / 1e6:8.1f} MB  {size / adapter:5.2f} adapters")
     settings = {
         "layers": LAYERS,
         "output_rank": OUTPUT_RANK,
-        "mean_rank": MEAN_RANK,
+        "input_rank": INPUT_RANK,
+        "sketch": {"examples": MAX_EXAMPLES, "pairs": 1, "mean_rank": MEAN_RANK},
         "adapter_dtype": "float32",
     }
     RESULT.parent.mkdir(exist_ok=True)

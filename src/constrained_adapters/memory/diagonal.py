@@ -84,6 +84,7 @@ class LayerFisher:
     With input a_t and output gradient g_t the gradient of one example is Σ_t g_t a_tᵀ (d_out × d_in).
     """
 
+    wants_drawn_labels = True
     wants_true_labels = False
 
     def __init__(self) -> None:

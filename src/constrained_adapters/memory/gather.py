@@ -44,8 +44,13 @@ Source = Literal["states", "drawn", "own"]
 class Accumulator(Protocol):
     """What listens to the pass."""
 
-    wants_true_labels: bool
-    """Whether a second backward pass, of the loss on the data's own labels, is wanted."""
+    @property
+    def wants_drawn_labels(self) -> bool:
+        """Whether the backward pass of the loss on drawn labels is wanted of the batch."""
+
+    @property
+    def wants_true_labels(self) -> bool:
+        """Whether one more backward pass, of the loss on the data's own labels, is wanted of the batch."""
 
     def start_batch(self, lengths: list[int], loss_lengths: list[int]) -> None:
         """Tokens and loss tokens of each example of the batch that begins."""
@@ -103,8 +108,9 @@ def gather_statistics(
     Raises:
         TrainingError: No loss token in any batch, or a statistic is not finite.
 
-    Cost: one forward and two backward passes per batch, no weight gradients; one more backward pass
-    where an accumulator wants the data's own labels.
+    Cost: one forward and one backward pass per batch, no weight gradients; one more backward pass over the
+    batches that hold the first ``DRAWN_EXAMPLES``, or of which an accumulator wants drawn labels, and one
+    where it wants the data's own.
     """
     kfac = KFACAccumulator(wide, sketch_rows)
     state = _Pass([kfac, *accumulators])
@@ -152,10 +158,11 @@ def _one_batch(
     state.source = "states"
     (states * _signs(states, generators[1])).sum().backward(retain_graph=True)
     log_probs = torch.log_softmax(logits[kept].float(), dim=-1)
-    drawn = _draw(log_probs.detach(), generators[0])
     both = any(each.wants_true_labels for each in state.accumulators)
-    state.source = "drawn"
-    (-log_probs.gather(1, drawn[:, None]).sum()).backward(retain_graph=both)
+    if any(each.wants_drawn_labels for each in state.accumulators):
+        drawn = _draw(log_probs.detach(), generators[0])
+        state.source = "drawn"
+        (-log_probs.gather(1, drawn[:, None]).sum()).backward(retain_graph=both)
     own = -log_probs.gather(1, labels[place][:, None]).sum()
     if both:
         state.source = "own"

@@ -15,21 +15,20 @@ Axis letters: n sequences, k pairs, m rank of the mean, b batch, s sequence.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from constrained_adapters.errors import TrainingError, WorkspaceError
+from constrained_adapters.errors import TrainingError
 from constrained_adapters.memory.low_rank import LinearSketch, LowRank, top_pairs
 
-FORMAT_VERSION = 1
+MAX_EXAMPLES = 16
+MEAN_RANK = 16
 Delta = Tensor | LowRank
 
 
@@ -38,8 +37,6 @@ class GradientSketch:
     """What is remembered of a domain, for all adapted matrices together.
 
     Args:
-        domain: Name of the domain.
-        base_fingerprint: The base it belongs to.
         left: For each module the left singular vectors, shape (n, d_out, k), float16.
         right: The right ones times the singular values, shape (n, k, d_in), bfloat16.
         means: For each module the mean gradient per loss token on the data's own labels, to rank m, bfloat16.
@@ -47,8 +44,6 @@ class GradientSketch:
         kept_share: Share of the gradients' squared norm that the k pairs hold, 0 … 1.
     """
 
-    domain: str
-    base_fingerprint: str
     left: dict[str, Tensor]
     right: dict[str, Tensor]
     means: dict[str, LowRank]
@@ -126,56 +121,32 @@ class GradientSketch:
             gradient[name] = LowRank(left, right)
         return gradient
 
-    def to_bytes(self) -> bytes:
-        """The memory as one safetensors file."""
-        tensors: dict[str, Tensor] = {}
-        for name in self.left:
-            tensors[f"left:{name}"], tensors[f"right:{name}"] = self.left[name], self.right[name]
-            tensors[f"mean_left:{name}"] = self.means[name].left
-            tensors[f"mean_right:{name}"] = self.means[name].right
-        facts = {
-            "format_version": FORMAT_VERSION,
-            "kind": "gradient sketch",
-            "domain": self.domain,
-            "base_fingerprint": self.base_fingerprint,
+    def facts(self) -> dict[str, Any]:
+        """What a file notes beside :meth:`tensors`."""
+        return {
             "modules": list(self.left),
             "num_loss_tokens": self.num_loss_tokens,
             "kept_share": self.kept_share,
         }
-        stored = {name: value.cpu().contiguous() for name, value in tensors.items()}
-        return save(stored, metadata={"constrained_adapters": json.dumps(facts)})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file holds, by name."""
+        found: dict[str, Tensor] = {}
+        for name in self.left:
+            found[f"left:{name}"], found[f"right:{name}"] = self.left[name], self.right[name]
+            found[f"mean_left:{name}"] = self.means[name].left
+            found[f"mean_right:{name}"] = self.means[name].right
+        return found
 
     @classmethod
-    def load(cls, path: Path) -> GradientSketch:
-        """Read a file of :meth:`to_bytes`.
+    def restored(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GradientSketch:
+        """The inverse of :meth:`facts` and :meth:`tensors`.
 
         Raises:
-            WorkspaceError: The file is damaged, is no gradient sketch, is of another format version or holds
-                values that are not finite.
+            KeyError: Something is missing.
         """
-        try:
-            return cls._from_bytes(path.read_bytes())
-        except Exception as error:
-            raise WorkspaceError(
-                "a gradient sketch cannot be read",
-                got=f"{path}: {type(error).__name__}: {error}",
-                hint="make it again from its domain",
-            ) from None
-
-    @classmethod
-    def _from_bytes(cls, content: bytes) -> GradientSketch:
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        facts = json.loads(header["__metadata__"]["constrained_adapters"])
-        version, kind = facts["format_version"], facts["kind"]
-        if (version, kind) != (FORMAT_VERSION, "gradient sketch"):
-            raise ValueError(f"{kind}, format {version}, instead of gradient sketch, format {FORMAT_VERSION}")
-        tensors = load(content)
-        if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
-            raise ValueError("a value is not finite")
         names = facts["modules"]
         return cls(
-            facts["domain"],
-            facts["base_fingerprint"],
             {name: tensors[f"left:{name}"] for name in names},
             {name: tensors[f"right:{name}"] for name in names},
             {name: LowRank(tensors[f"mean_left:{name}"], tensors[f"mean_right:{name}"]) for name in names},
@@ -191,15 +162,23 @@ class SketchAccumulator:
         rank: k, singular pairs kept of each sequence's gradient of a matrix.
         max_examples: n at most: the first sequences with a loss token.
         mean_rank: m of the mean gradient.
+        domain: Named in errors.
 
-    Bytes kept: 2·(n·k + m)·Σ_l (d_out + d_in), so n·k + m = 4·r is twice a LoRA of rank r in
-    float32: the defaults, at rank 16.
-    Cost: a second backward pass for the mean; per sequence and matrix O(s² (d_in + d_out)).
+    Bytes kept: 2·(n·k + m)·Σ_l (d_out + d_in), so n·k + m = 2·r is one LoRA of rank r in float32: the
+    defaults, at rank 16.
+    Cost: one more backward pass, for the mean, over the batches that hold the n sequences; per sequence and
+    matrix O(s² (d_in + d_out)).
     """
 
-    wants_true_labels = True
-
-    def __init__(self, *, rank: int = 1, max_examples: int = 48, mean_rank: int = 16) -> None:
+    def __init__(
+        self,
+        *,
+        rank: int = 1,
+        max_examples: int = MAX_EXAMPLES,
+        mean_rank: int = MEAN_RANK,
+        domain: str = "",
+    ) -> None:
+        self._of_domain = f" of domain {domain!r}" if domain else ""
         self._rank, self._max_examples, self._mean_rank = rank, max_examples, mean_rank
         self._parts: dict[str, list[LowRank]] = {}
         self._means: dict[str, LinearSketch] = {}
@@ -207,6 +186,16 @@ class SketchAccumulator:
         self._shared: tuple[Tensor, Tensor, Tensor] | None = None
         self._num_examples = self._num_loss_tokens = 0
         self._squares = self._kept_squares = 0.0
+
+    @property
+    def wants_drawn_labels(self) -> bool:
+        """Only while the batch under way has sequences that still fit."""
+        return bool(self._lengths)
+
+    @property
+    def wants_true_labels(self) -> bool:
+        """Only while the batch under way has sequences that still fit."""
+        return bool(self._lengths)
 
     def start_batch(self, lengths: list[int], loss_lengths: list[int]) -> None:
         """Take as many of the batch's examples as still fit."""
@@ -242,7 +231,7 @@ class SketchAccumulator:
         squares = float((gram * (padded @ padded.mT)).sum())
         if not math.isfinite(squares):
             raise TrainingError(
-                "the gradient of an example is not finite",
+                f"the gradient of an example{self._of_domain} is not finite",
                 got=f"layer {name}",
                 hint="look for broken weights or examples; float16 overflows where bfloat16 does not",
             )
@@ -256,18 +245,11 @@ class SketchAccumulator:
         """Let go of the batch."""
         self._lengths, self._shared = [], None
 
-    def finish(self, *, domain: str, base_fingerprint: str) -> GradientSketch:
-        """The memory of all that was heard, in main memory.
-
-        Args:
-            domain: Name of the domain.
-            base_fingerprint: The base it belongs to.
-        """
+    def finish(self) -> GradientSketch:
+        """The memory of all that was heard, in main memory."""
         means = {name: mean.read() for name, mean in self._means.items()}
         tokens, bfloat16 = max(self._num_loss_tokens, 1), torch.bfloat16
         return GradientSketch(
-            domain,
-            base_fingerprint,
             {name: torch.cat([part.left for part in parts]) for name, parts in self._parts.items()},
             {name: torch.cat([part.right for part in parts]) for name, parts in self._parts.items()},
             {n: LowRank((m.left / tokens).to(bfloat16), m.right.to(bfloat16)) for n, m in means.items()},

@@ -1,4 +1,4 @@
-"""The gradient memory of one finished domain: compressed K-FAC factors, no example kept."""
+"""The gradient memory of one finished domain: compressed K-FAC factors and gradients, no example kept."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from constrained_adapters.errors import WorkspaceError
 from constrained_adapters.memory.factors import Factor, common_basis
+from constrained_adapters.memory.gradient_sketch import GradientSketch
 from constrained_adapters.memory.statistics import Statistics
 
 FORMAT_VERSION = 3
@@ -41,6 +42,7 @@ class KFACMemory:
         num_examples: Examples it was made from.
         loss_nats: Loss per answer token when it was made.
         num_domains: How many domains' memories were merged into it.
+        sketch: What predicts better than K-FAC, where there is one.
     """
 
     domain: str
@@ -51,6 +53,7 @@ class KFACMemory:
     num_examples: int = 0
     loss_nats: float = 0.0
     num_domains: int = 1
+    sketch: GradientSketch | None = None
 
     @classmethod
     def from_statistics(
@@ -106,8 +109,7 @@ class KFACMemory:
             deltas: ΔW of each adapted module since the memory was made, shape (d_out, d_in).
 
         The quadratic model leaves out the domain's remaining gradient and everything between
-        layers: expect too small a figure when many layers move together;
-        :class:`~constrained_adapters.memory.gradient_sketch.GradientSketch` keeps both.
+        layers: expect too small a figure when many layers move together; ``sketch`` keeps both.
         """
         total = 0.0
         for module, delta in deltas.items():
@@ -119,7 +121,7 @@ class KFACMemory:
         return total
 
     def to_bytes(self) -> bytes:
-        """The memory as one safetensors file; directions in float16, a shared basis once."""
+        """The memory as one safetensors file; directions in float16, a shared basis once, then the sketch."""
         tensors: dict[str, Tensor] = {}
         for label, name, factor in self._factors():
             if factor.basis is None or factor.rotation is None:
@@ -129,6 +131,8 @@ class KFACMemory:
                 tensors[f"{label}.rotation"] = factor.rotation.to(torch.float16).contiguous()
             tensors[f"{label}.values"] = factor.values.contiguous()
             tensors[f"{label}.rest"] = factor.rest.contiguous()
+        if self.sketch is not None:
+            tensors |= {f"sketch:{name}": t.contiguous() for name, t in self.sketch.tensors().items()}
         facts = {
             "format_version": FORMAT_VERSION,
             "domain": self.domain,
@@ -138,6 +142,7 @@ class KFACMemory:
             "num_examples": self.num_examples,
             "loss_nats": self.loss_nats,
             "num_domains": self.num_domains,
+            "sketch": None if self.sketch is None else self.sketch.facts(),
         }
         return save(tensors, metadata={"constrained_adapters": json.dumps(facts)})
 
@@ -152,7 +157,7 @@ class KFACMemory:
         try:
             with safe_open(path, "pt") as file:
                 facts = json.loads(file.metadata()["constrained_adapters"])
-                tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             found = cls._from_file(facts, tensors) if facts["format_version"] == FORMAT_VERSION else None
         except Exception as error:
             raise WorkspaceError(
@@ -174,10 +179,19 @@ class KFACMemory:
                     got=f"{label.replace(':', ' of layer ', 1)} in {path}",
                     hint="make it again from its domain",
                 )
+        for name, tensor in found.sketch.tensors().items() if found.sketch is not None else ():
+            if not torch.isfinite(tensor).all():
+                raise WorkspaceError(
+                    f"the gradient memory of domain {found.domain!r} is not finite",
+                    got=f"sketch of layer {name.partition(':')[2]} in {path}",
+                    hint="make it again from its domain",
+                )
         return found
 
     @classmethod
-    def _from_file(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> KFACMemory:
+    def _from_file(cls, facts: dict[str, Any], stored: dict[str, Tensor]) -> KFACMemory:
+        parts = {n.removeprefix("sketch:"): t for n, t in stored.items() if n.startswith("sketch:")}
+        tensors = {name: t.float() for name, t in stored.items() if not name.startswith("sketch:")}
         inputs: dict[str, dict[str, Factor]] = {}
         outputs: dict[str, Factor] = {}
         for label in facts["factors"]:
@@ -201,6 +215,7 @@ class KFACMemory:
             facts["num_examples"],
             facts["loss_nats"],
             facts["num_domains"],
+            GradientSketch.restored(facts["sketch"], parts) if facts.get("sketch") else None,
         )
 
     def _factors(self) -> Iterator[tuple[str, str, Factor]]:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from constrained_adapters.memory.gather import gather_statistics
+from constrained_adapters.memory.gradient_sketch import SketchAccumulator
 from constrained_adapters.memory.kfac import BASE_DOMAIN, KFACMemory
 from constrained_adapters.memory.protected import InputKind, protected_share
 from constrained_adapters.memory.reservoir import pad_rows
 
-LEAST_SHARES = {"sensitivity": 0.995, "energy": 0.8}
-"""Share of an input factor's trace that a memory keeps, so that it serves a later, stricter constraint."""
-LEAST_BASE_SHARES = {"sensitivity": 0.95, "energy": 0.8}
+LEAST_SHARES = {"sensitivity": 0.99, "energy": 0.0}
+"""Share of an input factor's trace that a memory keeps, so that it serves a later, stricter constraint.
+
+``energy`` is described along the directions that ``sensitivity`` needs, unless it is what is protected."""
+LEAST_BASE_SHARES = {"sensitivity": 0.95, "energy": 0.0}
 """The same for the base's own text, which reaches nearly every direction a little."""
 
 
@@ -47,15 +51,25 @@ def measure_memory(
     Raises:
         TrainingError: No row carries loss, or a statistic is not finite.
 
-    Cost: one forward and two backward passes over the rows; while it runs, two dense d × d matrices per
-    layer and one per distinct input; wide ones are sketched instead.
+    Cost: one forward and two backward passes over the rows, one more backward pass over the batches with the
+    first 16 of them, which the gradient sketch is of; while it runs, two dense d × d matrices per layer and
+    one per distinct input; wide ones are sketched instead.
     """
     device = model.get_input_embeddings().weight.device
     batches = (pad_rows(list(rows[i : i + batch_size]), device) for i in range(0, len(rows), batch_size))
+    sketch = SketchAccumulator(domain=domain)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         stats = gather_statistics(
-            model, modules, batches, generator=torch.Generator().manual_seed(seed), domain=domain
+            model,
+            modules,
+            batches,
+            generator=torch.Generator().manual_seed(seed),
+            domain=domain,
+            accumulators=[sketch],
         )
     shares = dict(LEAST_BASE_SHARES if domain == BASE_DOMAIN else LEAST_SHARES)
     shares[kind] = max(shares[kind], protected_share(kind, domain, strength))
-    return KFACMemory.from_statistics(stats, domain=domain, base_fingerprint=base_fingerprint, shares=shares)
+    memory = KFACMemory.from_statistics(
+        stats, domain=domain, base_fingerprint=base_fingerprint, shares=shares
+    )
+    return replace(memory, sketch=sketch.finish())

@@ -9,7 +9,8 @@ Each domain's Fisher of a matrix is ``G_k ⊗ A_k``. The merged one stands for t
 so its trace is that of the sum, Σ_k Tr G_k · Tr A_k. The sums run over low-rank rows through Frequent
 Directions (Ghashami et al. 2016, arXiv 1501.01711) while the diagonals add up exactly: nothing of size d × d
 is made, and memories can be merged one after another. What is lost: which domain's outputs went with which
-domain's inputs (as in online K-FAC), and the directions beyond the kept rank, which only the diagonal knows.
+domain's inputs (as in online K-FAC), the directions beyond the kept rank, which only the diagonal knows, and
+the gradient sketches, which would grow.
 
 Axis letters: d width, k kept directions, T domains.
 """

@@ -28,8 +28,8 @@ def protected_share(kind: InputKind, domain: str, strength: float) -> float:
     """Which share of a domain's input factor is protected at a ``constraint_strength``.
 
     All that occurs (``energy``): the strength itself, as in GPM. What reaches an answer (``sensitivity``):
-    of the base's own text the strength; a finished domain may leak a quarter of what the base may, because its
-    answers rest on few directions and the last hundredths of them count (docs/log.md).
+    of the base's own text the strength; a finished domain may leak a quarter of what the base may, because
+    its answers rest on few directions and the last hundredths of them count (docs/log.md).
 
     >>> round(protected_share("sensitivity", "law", 0.9), 4)
     0.975

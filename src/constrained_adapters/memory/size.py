@@ -1,7 +1,7 @@
 """How many bytes a domain's memory takes, from a model's shapes alone.
 
 No weight is needed: a model on the meta device has all shapes. The formulas are those of the files
-(:meth:`KFACMemory.to_bytes`, :meth:`GradientSketch.to_bytes`); a file adds a header of a few hundred bytes
+(:meth:`KFACMemory.to_bytes`, which holds a sketch too); a file adds a header of a few hundred bytes
 per matrix.
 """
 

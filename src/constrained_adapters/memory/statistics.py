@@ -16,6 +16,8 @@ from constrained_adapters.memory.frequent_directions import FrequentDirections
 
 WIDE = 2048
 SKETCH_ROWS = 512
+DRAWN_EXAMPLES = 32
+"""Examples that ``output`` is made from: the prediction needs no more, and each costs a backward pass."""
 Covariance = Tensor | FrequentDirections
 
 
@@ -33,6 +35,8 @@ class Statistics:
     output: dict[str, Covariance] = field(default_factory=dict)
     num_tokens: int = 0
     num_loss_tokens: int = 0
+    num_drawn_tokens: int = 0
+    """Loss tokens of the examples that ``output`` is made from."""
     num_examples: int = 0
     loss_nats: float = 0.0
 
@@ -63,7 +67,7 @@ class Statistics:
             self,
             energy=_scaled(self.energy, 1 / self.num_tokens),
             sensitivity=_even(self.sensitivity, self.groups),
-            output=_scaled(self.output, 1 / self.num_loss_tokens),
+            output=_scaled(self.output, 1 / max(self.num_drawn_tokens, 1)),
             loss_nats=self.loss_nats / self.num_loss_tokens,
         )
 
@@ -78,15 +82,24 @@ class KFACAccumulator:
 
     wants_true_labels = False
 
+    @property
+    def wants_drawn_labels(self) -> bool:
+        """Only while the batch under way has examples for ``output``."""
+        return self._drawn > 0
+
     def __init__(self, wide: int = WIDE, sketch_rows: int = SKETCH_ROWS) -> None:
         self.statistics = Statistics()
         self._wide, self._sketch_rows = wide, sketch_rows
+        self._drawn = 0
 
     def start_batch(self, lengths: list[int], loss_lengths: list[int]) -> None:
         """Count the batch's tokens."""
         stats = self.statistics
         stats.num_tokens += sum(lengths)
         stats.num_loss_tokens += sum(loss_lengths)
+        fit = max(0, min(len(lengths), DRAWN_EXAMPLES - stats.num_examples))
+        stats.num_drawn_tokens += sum(loss_lengths[:fit])
+        self._drawn = sum(lengths[:fit])
         stats.num_examples += len(lengths)
 
     def add_inputs(self, name: str, key: str, rows: Tensor) -> None:
@@ -102,8 +115,8 @@ class KFACAccumulator:
             # al. 2023, arXiv 2309.17453), takes up to 93 % of the weight of a value projection.
             weights = gradients.norm(dim=1, keepdim=True)
             self._add(self.statistics.sensitivity, name, rows * weights.sqrt())
-        elif source == "drawn":
-            self._add(self.statistics.output, name, gradients)
+        elif source == "drawn" and self._drawn:
+            self._add(self.statistics.output, name, gradients[: self._drawn])
 
     def end_batch(self) -> None:
         """Nothing waits for the end of a batch."""

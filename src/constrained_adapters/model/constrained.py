@@ -304,13 +304,22 @@ class ConstrainedSet(AdapterSet, ABC):
         )
 
     def predicted_increase_nats(self, adapter_name: str) -> dict[str, float]:
-        """For each finished domain, the loss increase that its memory predicts for ``adapter_name``'s ΔW."""
+        """For each finished domain, the loss increase that its memory predicts for ``adapter_name``'s ΔW.
+
+        Per loss token, by the memory's gradient sketch; by K-FAC where it has none, as in a merged memory.
+        A sketch knows what the domain had still to learn, so its figure can be negative.
+        """
         name = self._known(adapter_name)
         deltas = {pair.module: delta_weight(pair) for pair in adapter_pairs(self, name)}
         others = {n: s.memory for n, s in self._states.items() if n != name and s.memory is not None}
         if self.base_memory is not None:
             others = {BASE_DOMAIN: self.base_memory, **others}
-        return {name: memory.predicted_increase_nats(deltas) for name, memory in others.items()}
+        return {
+            name: memory.predicted_increase_nats(deltas)
+            if memory.sketch is None
+            else memory.sketch.predicted_increase_nats(deltas, first_order=True)
+            for name, memory in others.items()
+        }
 
     def load_memory(self, path: Path) -> KFACMemory:
         """Read a gradient memory and check that it belongs to this base."""

@@ -61,6 +61,7 @@ def test_the_fisher_of_parameters_is_the_mean_square_of_per_example_gradients(ti
 class Drawn:
     """Listens for the labels: at the head the output gradient of −log p is softmax − one-hot."""
 
+    wants_drawn_labels = True
     wants_true_labels = False
 
     def __init__(self) -> None:

@@ -13,7 +13,9 @@ from torch import nn
 
 from constrained_adapters.errors import WorkspaceError
 from constrained_adapters.memory.gather import Statistics, gather_statistics
+from constrained_adapters.memory.gradient_sketch import GradientSketch
 from constrained_adapters.memory.kfac import INPUT_KINDS, KFACMemory
+from constrained_adapters.memory.low_rank import LowRank
 
 ALL = dict.fromkeys(INPUT_KINDS, 1.0)
 HALF = dict.fromkeys(INPUT_KINDS, 0.5)
@@ -116,6 +118,47 @@ def test_a_memory_read_back_is_bit_equal(tmp_path):
     assert found.to_bytes() == kept.to_bytes()
     delta = {"q": torch.ones(8, 12)}
     assert found.predicted_increase_nats(delta) == kept.predicted_increase_nats(delta)
+
+
+def sketched(value: float = 1.0) -> KFACMemory:
+    generator = torch.Generator().manual_seed(8)
+    widths = {"q": (8, 12), "v": (20, 12), "o": (12, 8)}
+    left = {n: torch.randn(4, d_out, 1, generator=generator).half() for n, (d_out, _) in widths.items()}
+    right = {n: torch.randn(4, 1, d_in, generator=generator).bfloat16() for n, (_, d_in) in widths.items()}
+    means = {
+        n: LowRank(value * torch.ones(d_out, 2).bfloat16(), torch.ones(2, d_in).bfloat16())
+        for n, (d_out, d_in) in widths.items()
+    }
+    return replace(memory(), sketch=GradientSketch(left, right, means, 40, 0.7))
+
+
+def test_a_sketch_lies_in_the_same_file_and_is_read_back_bit_equal(tmp_path):
+    kept = sketched()
+    path = tmp_path / "memory.safetensors"
+    path.write_bytes(kept.to_bytes())
+    found = KFACMemory.load(path)
+    assert found.to_bytes() == kept.to_bytes()
+    assert found.sketch.facts() == kept.sketch.facts()
+    for name, value in kept.sketch.tensors().items():
+        assert torch.equal(found.sketch.tensors()[name], value)
+        assert found.sketch.tensors()[name].dtype == value.dtype
+    delta = {"q": torch.ones(8, 12)}
+    one, other = (each.sketch.predicted_increase_nats(delta, first_order=True) for each in (found, kept))
+    assert one == other
+    path.write_bytes(memory().to_bytes())
+    assert KFACMemory.load(path).sketch is None
+
+
+def test_a_sketch_that_is_damaged_or_not_finite_is_a_workspace_error(tmp_path):
+    path = tmp_path / "memory.safetensors"
+    path.write_bytes(sketched(float("nan")).to_bytes())
+    with pytest.raises(WorkspaceError, match=r"not finite(?s:.*)sketch of layer q"):
+        KFACMemory.load(path)
+    lacking = {**sketched().sketch.facts(), "modules": ["unknown"]}
+    content = other_metadata(sketched().to_bytes(), lambda facts: {**facts, "sketch": lacking})
+    path.write_bytes(content)
+    with pytest.raises(WorkspaceError, match="a gradient memory cannot be read"):
+        KFACMemory.load(path)
 
 
 def test_it_keeps_no_more_than_it_is_asked_to():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from constrained_adapters.memory.gather import gather_statistics
@@ -48,9 +50,10 @@ def test_the_formulas_give_the_files_sizes(tiny_llama, rows):
             input_rank=input_rank,
             output_rank=output_rank,
         )
-        assert body(made.to_bytes()) == kfac_bytes(shapes, input_rank, output_rank)
-    sketch = listener.finish(domain="d", base_fingerprint="").to_bytes()
-    assert body(sketch) == sketch_bytes(shapes, 5, 2, 4)
+        size = kfac_bytes(shapes, input_rank, output_rank)
+        assert body(made.to_bytes()) == size
+        both = replace(made, sketch=listener.finish()).to_bytes()
+        assert body(both) == size + sketch_bytes(shapes, 5, 2, 4)
     assert adapter_bytes(shapes, 4) == 4 * 4 * 2 * (64 + 48 + 64)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from constrained_adapters.adapters.lora import adapter_pairs
+from constrained_adapters.adapters.lora import adapter_pairs, delta_weight
+from constrained_adapters.memory.merge import merge_memories
 from constrained_adapters.memory.protected import protected_bases
 
 
@@ -73,6 +74,20 @@ def test_the_base_is_the_first_domain(make_model, rows, train):
     train(model, rows(0))
     assert largest_inside(model, "law", model.base_memory) < 1e-5
     assert model.predicted_increase_nats("law").keys() == {"base"}
+
+
+def test_the_prediction_is_the_sketch_s_where_there_is_one_and_k_fac_s_else(make_model, rows, finish):
+    model = make_model(constraint_strength=0.8)
+    finish(model, "law", rows(0))
+    finish(model, "medicine", rows(1))
+    memory = model.gradient_memory("law")
+    deltas = {pair.module: delta_weight(pair) for pair in adapter_pairs(model, "medicine")}
+    by_sketch = memory.sketch.predicted_increase_nats(deltas, first_order=True)
+    by_kfac = memory.predicted_increase_nats(deltas)
+    assert by_sketch != pytest.approx(by_kfac, rel=0.01)
+    assert model.predicted_increase_nats("medicine")["law"] == by_sketch
+    model._states["law"].memory = merge_memories([memory])
+    assert model.predicted_increase_nats("medicine")["law"] == pytest.approx(by_kfac, rel=0.05)
 
 
 @pytest.mark.parametrize("constraint_type", ["fisher", "orthogonal", "diagonal", "gem", "agem"])
