@@ -33,7 +33,13 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from constrained_adapters.memory.statistics import SKETCH_ROWS, WIDE, KFACAccumulator, Statistics
+from constrained_adapters.memory.statistics import (
+    DRAWN_EXAMPLES,
+    SKETCH_ROWS,
+    WIDE,
+    KFACAccumulator,
+    Statistics,
+)
 
 __all__ = ["Accumulator", "Statistics", "gather_statistics"]
 
@@ -86,6 +92,7 @@ def gather_statistics(
     accumulators: Sequence[Accumulator] = (),
     wide: int = WIDE,
     sketch_rows: int = SKETCH_ROWS,
+    drawn_examples: int = DRAWN_EXAMPLES,
 ) -> Statistics:
     """Run the pass.
 
@@ -101,6 +108,7 @@ def gather_statistics(
         accumulators: Others that listen to the same pass.
         wide: Widths above it are sketched: no d × d matrix is made for them.
         sketch_rows: Size of those sketches.
+        drawn_examples: How many of the first examples make ``output``.
 
     Returns:
         Their means.
@@ -109,10 +117,10 @@ def gather_statistics(
         TrainingError: No loss token in any batch, or a statistic is not finite.
 
     Cost: one forward and one backward pass per batch, no weight gradients; one more backward pass over the
-    batches that hold the first ``DRAWN_EXAMPLES``, or of which an accumulator wants drawn labels, and one
+    batches that hold the first ``drawn_examples``, or of which an accumulator wants drawn labels, and one
     where it wants the data's own.
     """
-    kfac = KFACAccumulator(wide, sketch_rows)
+    kfac = KFACAccumulator(wide, sketch_rows, drawn_examples)
     state = _Pass([kfac, *accumulators])
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     takes_columns = "logits_to_keep" in inspect.signature(model.forward).parameters

@@ -78,6 +78,7 @@ class KFACAccumulator:
     Args:
         wide: Widths above it are streamed into Frequent Directions, so that no d × d matrix is made.
         sketch_rows: ℓ of those.
+        drawn_examples: How many of the first examples make ``output``.
     """
 
     wants_true_labels = False
@@ -87,17 +88,19 @@ class KFACAccumulator:
         """Only while the batch under way has examples for ``output``."""
         return self._drawn > 0
 
-    def __init__(self, wide: int = WIDE, sketch_rows: int = SKETCH_ROWS) -> None:
+    def __init__(
+        self, wide: int = WIDE, sketch_rows: int = SKETCH_ROWS, drawn_examples: int = DRAWN_EXAMPLES
+    ) -> None:
         self.statistics = Statistics()
         self._wide, self._sketch_rows = wide, sketch_rows
-        self._drawn = 0
+        self._drawn_examples, self._drawn = drawn_examples, 0
 
     def start_batch(self, lengths: list[int], loss_lengths: list[int]) -> None:
         """Count the batch's tokens."""
         stats = self.statistics
         stats.num_tokens += sum(lengths)
         stats.num_loss_tokens += sum(loss_lengths)
-        fit = max(0, min(len(lengths), DRAWN_EXAMPLES - stats.num_examples))
+        fit = max(0, min(len(lengths), self._drawn_examples - stats.num_examples))
         stats.num_drawn_tokens += sum(loss_lengths[:fit])
         self._drawn = sum(lengths[:fit])
         stats.num_examples += len(lengths)

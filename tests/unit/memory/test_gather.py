@@ -74,10 +74,12 @@ def oracle(model, names, rows, seed):
     return sums, num_tokens, num_loss_tokens, loss_nats / num_loss_tokens
 
 
-def gather(model, names, rows, *, batch_size=3, seed=5):
+def gather(model, names, rows, *, batch_size=3, seed=5, **settings):
     modules = {name: model.get_submodule(name) for name in names}
     batches = (pad_rows(rows[i : i + batch_size], "cpu") for i in range(0, len(rows), batch_size))
-    return gather_statistics(model, modules, batches, generator=torch.Generator().manual_seed(seed))
+    return gather_statistics(
+        model, modules, batches, generator=torch.Generator().manual_seed(seed), **settings
+    )
 
 
 @pytest.mark.parametrize(("fixture", "names"), [("tiny_llama", LLAMA), ("tiny_gpt2", GPT2)])
@@ -126,6 +128,17 @@ def test_the_result_does_not_depend_on_the_batch_size(tiny_llama, rows, batch_si
     for kind in KINDS:
         for name, value in getattr(expected, kind).items():
             close(getattr(found, kind)[name], value.double())
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+def test_only_the_first_examples_make_the_output_factor(tiny_llama, rows, batch_size):
+    loss = [row for row in rows if (row[1][1:] != -100).any()]
+    found = gather(tiny_llama, LLAMA, rows, batch_size=batch_size, drawn_examples=3)
+    few, every = gather(tiny_llama, LLAMA, loss[:3]), gather(tiny_llama, LLAMA, rows)
+    for name in LLAMA:
+        close(found.output[name], few.output[name].double())
+    for name, value in every.sensitivity.items():
+        close(found.sensitivity[name], value.double())
 
 
 def test_what_stands_in_the_padding_does_not_count(tiny_llama, rows):
@@ -190,7 +203,7 @@ def test_labels_are_drawn_from_the_model_itself(tiny_llama):
     model = tiny_llama
     ids = torch.tensor([7, 9]).int()
     rows = [(ids, ids)] * 4096
-    stats = gather(model, ["lm_head"], rows, batch_size=512)
+    stats = gather(model, ["lm_head"], rows, batch_size=512, drawn_examples=4096)
     with torch.no_grad():
         probs = model(input_ids=ids[None, :1].long()).logits[0, 0].softmax(-1)
     fisher = torch.diag(probs) - torch.outer(probs, probs)

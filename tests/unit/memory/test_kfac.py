@@ -91,7 +91,11 @@ def test_the_prediction_is_the_true_quadratic_where_kfac_is_exact():
     ids = torch.full((num_rows, 2), 4)
     batch = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
     stats = gather_statistics(
-        model, {"linear": model.linear}, [batch], generator=torch.Generator().manual_seed(0)
+        model,
+        {"linear": model.linear},
+        [batch],
+        generator=torch.Generator().manual_seed(0),
+        drawn_examples=num_rows,
     )
     kept = KFACMemory.from_statistics(stats, domain="d", base_fingerprint="", shares=ALL)
     for seed in range(3):

@@ -70,4 +70,3 @@ def test_no_rows_are_refused(make_model):
     model.create_adapter("law")
     with pytest.raises(AdapterStateError, match="nothing to start adapter 'law' from"):
         model.start_from("law", [])
-
