@@ -169,18 +169,19 @@ def test_the_line_makes_the_base_forget_less(tiny_llama, rows, shield):
     held_out = pad_rows(write_base_text(tiny_llama, num_texts=16, length_tokens=32, seed=99), "cpu")
     start = {name: p.detach().clone() for name, p in tiny_llama.named_parameters()}
     rises = []
-    for protected in (False, True):
+    for strength in (None, 0.95, 0.99):
         base = AutoModelForCausalLM.from_config(tiny_llama.config).eval()
         base.load_state_dict(start, strict=False)
         model = lora(base)
         with torch.no_grad():
             before = float(model(**held_out).loss)
-        handle = shield(model, strength=0.95, num_texts=32) if protected else None
+        handle = shield(model, strength=strength, num_texts=32) if strength else None
         loop(model, rows(0), steps=20)
         with torch.no_grad():
             rises.append(float(model(**held_out).loss) - before)
         del handle
-    assert rises[1] < 0.5 * rises[0]
+    assert rises[1] < 0.7 * rises[0]
+    assert rises[2] < 0.2 * rises[0]
 
 
 def test_full_fine_tuning_leaves_the_outputs_of_the_base_text_alone(tiny_llama, rows, shield):
