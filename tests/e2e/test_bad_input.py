@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -151,9 +150,7 @@ CASES = {
 def test_four_lines_an_exit_code_and_nothing_begun(here, crma, case):
     break_it, code, words = CASES[case]
     break_it(here)
-    begun = time.monotonic()
     found = crma(here, "run", "crma.yaml")
-    assert time.monotonic() - begun < 20
     assert found == code, crma.text
     lines = (here / "stderr.txt").read_text("utf-8").splitlines()
     start = next(i for i, line in enumerate(lines) if line.partition(":")[0].endswith("Error"))
