@@ -66,7 +66,7 @@ def main() -> None:
         stats = [domain_statistics(index) for index in range(count)]
         settings = {
             "base_fingerprint": "",
-            "shares": {"sensitivity": 1.0, "energy": 1.0},
+            "shares": {"energy": 1.0, "sensitivity": 1.0},
             "input_rank": INPUT_RANK,
             "output_rank": OUTPUT_RANK,
         }

@@ -72,7 +72,8 @@ class KFACMemory:
             stats: Per loss token.
             domain: Name of the domain.
             base_fingerprint: The base it belongs to.
-            shares: For each input kind the share of its trace that the kept directions must hold, 0 … 1.
+            shares: For each input kind the share of its trace that the kept directions must hold, 0 … 1; the
+                first is served first where ``input_rank`` binds.
             input_rank: Most directions kept of an input; where it binds, less is held.
             output_rank: Directions kept of each output factor.
         """
@@ -85,8 +86,8 @@ class KFACMemory:
                     Factor.stored_together(
                         {kind: getattr(stats, kind)[key] for kind in INPUT_KINDS},
                         common_basis(
-                            [getattr(stats, kind)[key] for kind in INPUT_KINDS],
-                            [shares[kind] for kind in INPUT_KINDS],
+                            [getattr(stats, kind)[key] for kind in shares],
+                            list(shares.values()),
                             input_rank,
                         ),
                     )

@@ -43,7 +43,7 @@ def measure_memory(
         rows: (token ids, labels), each of shape (s,); labels of −100 carry no loss.
         domain: Its name.
         base_fingerprint: Of the base.
-        kind: Input factor that a constraint will protect.
+        kind: Input factor that a constraint will act on; it is served first.
         strength: The constraint's; the memory keeps what it needs, and at least ``LEAST_SHARES``.
         batch_size: Rows per pass; the result does not depend on it.
         seed: Of the drawn labels; the global random state is left as it was.
@@ -51,9 +51,9 @@ def measure_memory(
     Raises:
         TrainingError: No row carries loss, or a statistic is not finite.
 
-    Cost: one forward and two backward passes over the rows, one more backward pass over the batches with the
-    first 16 of them, which the gradient sketch is of; while it runs, two dense d × d matrices per layer and
-    one per distinct input; wide ones are sketched instead.
+    Cost: one forward and one backward pass over the rows, and two more backward passes over the batches with
+    the first of them, which the outputs' factors and the gradient sketch are of; while it runs, two dense
+    d × d matrices per layer and one per distinct input; wide ones are sketched instead.
     """
     device = model.get_input_embeddings().weight.device
     batches = (pad_rows(list(rows[i : i + batch_size]), device) for i in range(0, len(rows), batch_size))
@@ -67,8 +67,10 @@ def measure_memory(
             domain=domain,
             accumulators=[sketch],
         )
-    shares = dict(LEAST_BASE_SHARES if domain == BASE_DOMAIN else LEAST_SHARES)
-    shares[kind] = max(shares[kind], protected_share(kind, domain, strength))
+    least = LEAST_BASE_SHARES if domain == BASE_DOMAIN else LEAST_SHARES
+    # First, so that where directions are few it is the constraint's own kind that has them.
+    shares: dict[str, float] = {kind: max(least[kind], protected_share(kind, domain, strength))}
+    shares |= {other: share for other, share in least.items() if other != kind}
     memory = KFACMemory.from_statistics(
         stats, domain=domain, base_fingerprint=base_fingerprint, shares=shares
     )

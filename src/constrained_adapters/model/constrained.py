@@ -297,7 +297,7 @@ class ConstrainedSet(AdapterSet, ABC):
             rows,
             domain=domain,
             base_fingerprint=self.base_fingerprint,
-            kind=SUBSPACE_TYPES.get(self.crma_config.constraint_type, "sensitivity"),
+            kind=SUBSPACE_TYPES.get(self.crma_config.constraint_type, "energy"),
             strength=self.crma_config.effective_strength,
             batch_size=batch_size,
             seed=seed,

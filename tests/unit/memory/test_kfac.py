@@ -174,6 +174,18 @@ def test_it_keeps_no_more_than_it_is_asked_to():
     assert capped["energy"].trace == pytest.approx(float(statistics().energy["q"].trace()), rel=1e-5)
 
 
+def test_the_kind_that_stands_first_has_the_directions_where_they_are_few():
+    held = {}
+    for first, second in (INPUT_KINDS, INPUT_KINDS[::-1]):
+        found = memory(shares={first: 1.0, second: 1.0}, input_rank=3).inputs["q"]
+        assert list(found) == list(INPUT_KINDS)
+        held[first] = {kind: float(found[kind].values.sum()) / found[kind].trace for kind in INPUT_KINDS}
+    for kind in INPUT_KINDS:
+        values = torch.linalg.eigvalsh(getattr(statistics(), kind)["q"])
+        assert held[kind][kind] == pytest.approx(float(values[-3:].sum() / values.sum()), rel=0.01)
+        assert held[kind][kind] > max(each[kind] for other, each in held.items() if other != kind)
+
+
 def test_both_input_factors_are_stored_on_one_basis():
     tensors = load(memory().to_bytes())
     assert {name for name in tensors if name.startswith("basis:")} == {"basis:o", "basis:q"}
