@@ -168,7 +168,7 @@ def domains(options: Any) -> Result:
 
 def decode(options: Any) -> Result:
     """Tokens per second of one row: the base, one folded adapter, many weighted ones, and PEFT's loop."""
-    folder, names = finished(options, max(options.active, 1)), domain_names(options.active)
+    folder, names = finished(options, max(options.active, 1), memories=False), domain_names(options.active)
     weights = {name: 1.0 / (number + 1) for number, name in enumerate(names)}
     base = bare_base(options)
     one, many = (CRMAModel.from_pretrained(folder).eval() for _ in range(2))
@@ -201,7 +201,7 @@ def decode(options: Any) -> Result:
 
 def mixed(options: Any) -> Result:
     """A batch in which each row has another adapter, decoded by ours and by PEFT's mixed batch."""
-    folder, names = finished(options, options.domains), domain_names(options.domains)
+    folder, names = finished(options, options.domains, memories=False), domain_names(options.domains)
     ours, base = CRMAModel.from_pretrained(folder).eval(), bare_base(options)
     stock = stock_peft(folder, names, options)
     prompts = token_rows(ours, len(names), 16)
@@ -224,7 +224,7 @@ def mixed(options: Any) -> Result:
 
 def switch(options: Any) -> Result:
     """Changing the active adapter, the pass that follows it (it folds), and a pass after that."""
-    model = CRMAModel.from_pretrained(finished(options, 2)).eval()
+    model = CRMAModel.from_pretrained(finished(options, 2, memories=False)).eval()
     names, prompt = domain_names(2), token_rows(model, 1, 16)
     turn = [0]
 
@@ -311,9 +311,9 @@ def domain_names(count: int) -> list[str]:
     return [f"domain_{number:02d}" for number in range(count)]
 
 
-def finished(options: Any, count: int) -> Path:
+def finished(options: Any, count: int, *, memories: bool = True) -> Path:
     """The folder of a set with ``count`` finished domains, made once: adapters far from zero, memories."""
-    folder: Path = options.work / f"finished_{count}"
+    folder: Path = options.work / f"finished_{count}{'' if memories else '_bare'}"
     if folder.is_dir():
         return folder
     torch.manual_seed(0)
@@ -324,11 +324,13 @@ def finished(options: Any, count: int) -> Path:
             torch.nn.init.normal_(pair.b, std=0.02)
         model.set_active_adapter(name)
         model.freeze_adapter(name)
-        rows = token_rows(model, 8, 32, seed=number).cpu()
-        model.update_gradient_memory(name, [(row, row) for row in rows])
+        if memories:
+            rows = token_rows(model, 8, 32, seed=number).cpu()
+            model.update_gradient_memory(name, [(row, row) for row in rows])
         print(f"prepared {name}", file=sys.stderr, flush=True)
     model.set_active_adapters(model.adapter_names)
-    model.base_memory = model.make_base_memory()
+    if memories:
+        model.base_memory = model.make_base_memory()
     model.save_pretrained(folder)
     return folder
 
