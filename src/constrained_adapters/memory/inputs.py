@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from constrained_adapters.memory.frequent_directions import FrequentDirections
-from constrained_adapters.memory.statistics import SKETCH_ROWS, WIDE, Covariance
+from constrained_adapters.memory.statistics import WIDE, Covariance, add_rows
 
 
 @torch.no_grad()
@@ -43,15 +42,7 @@ def input_covariances(
                 found[name] = last[0][1]
                 return
             rows = source.reshape(-1, source.shape[-1])[mask[0]].float()
-            width = rows.shape[1]
-            if width > WIDE:
-                sketch = found.setdefault(name, FrequentDirections(width, SKETCH_ROWS, rows.device))
-                assert isinstance(sketch, FrequentDirections)
-                sketch.update(rows)
-            else:
-                dense = found.setdefault(name, torch.zeros(width, width, device=rows.device))
-                assert isinstance(dense, Tensor)
-                dense.addmm_(rows.T, rows)
+            add_rows(found, name, rows, WIDE)
             last[:] = [(source, found[name])]
 
         return add

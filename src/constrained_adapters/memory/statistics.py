@@ -125,17 +125,29 @@ class KFACAccumulator:
         """Nothing waits for the end of a batch."""
 
     def _add(self, table: dict[str, Covariance], key: str, rows: Tensor) -> None:
-        width = rows.shape[1]
-        if width > self._wide:
-            sketch = table.setdefault(key, FrequentDirections(width, self._sketch_rows, rows.device))
-            assert isinstance(sketch, FrequentDirections)
-            sketch.update(rows)
-        elif key in table:
-            dense = table[key]
-            assert isinstance(dense, Tensor)
-            dense.addmm_(rows.T, rows)
-        else:
-            table[key] = rows.T @ rows
+        add_rows(table, key, rows, self._wide, self._sketch_rows)
+
+
+def add_rows(
+    table: dict[str, Covariance],
+    key: str,
+    rows: Tensor,
+    wide: int = WIDE,
+    sketch_rows: int = SKETCH_ROWS,
+) -> None:
+    """Add ``rowsᵀ rows`` of rows (n, d) to ``table[key]``: a matrix, or a sketch for d above ``wide``."""
+    width = rows.shape[1]
+    if key not in table:
+        table[key] = (
+            FrequentDirections(width, sketch_rows, rows.device)
+            if width > wide
+            else torch.zeros(width, width, device=rows.device, dtype=rows.dtype)
+        )
+    covariance = table[key]
+    if isinstance(covariance, FrequentDirections):
+        covariance.update(rows)
+    else:
+        covariance.addmm_(rows.T, rows)
 
 
 def _scaled(table: Mapping[str, Covariance], scale: float) -> dict[str, Covariance]:
