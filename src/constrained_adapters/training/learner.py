@@ -1,10 +1,10 @@
-"""What the sequence needs of the thing that learns, and the learner that learns nothing."""
+"""What the sequence needs of the thing that learns, answers of nothing to it, and the learner of nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, final
 
 from torch import Tensor
 
@@ -66,14 +66,50 @@ class Learner(Protocol):
         """Give the base back as it was."""
 
 
-class Untrained:
+class NeedsNothing:
+    """A learner with nothing to make before the first domain, and no memory that predicts."""
+
+    @final
+    def prepare(self, tell: Callable[[str], None]) -> None:
+        """Nothing."""
+
+    @final
+    def predicted_increase_nats(self, domain: str) -> dict[str, float]:
+        """No prediction."""
+        return {}
+
+
+class OneState(NeedsNothing):
+    """A learner that is scored as it stands, whichever domain is asked about, on a model of its own."""
+
+    @final
+    def show(self, row: int, number: int) -> None:
+        """The weights are what they are."""
+
+    @final
+    def release(self) -> None:
+        """Nothing: the base itself was not touched."""
+
+
+class KeepsNoMemory:
+    """A learner that measures nothing of a finished domain."""
+
+    @final
+    def remembers(self, domain: str, home: Path) -> bool:
+        """Nothing is left to remember."""
+        return True
+
+    @final
+    def remember(self, number: int, domain: str, home: Path, rows: Rows) -> None:
+        """Nothing."""
+
+
+@final
+class Untrained(OneState, KeepsNoMemory):
     """The base as it is: the reference of what was known before."""
 
     def __init__(self, model: Any) -> None:
         self.module = model
-
-    def prepare(self, tell: Callable[[str], None]) -> None:
-        """Nothing."""
 
     def begin(self, number: int, domain: str, rows: Rows) -> None:
         """Never called: there is nothing to train."""
@@ -83,16 +119,6 @@ class Untrained:
 
     def resume(self, number: int, domain: str, home: Path) -> None:
         """Nothing."""
-
-    def remembers(self, domain: str, home: Path) -> bool:
-        """Nothing is to be remembered."""
-        return True
-
-    def remember(self, number: int, domain: str, home: Path, rows: Rows) -> None:
-        """Nothing."""
-
-    def show(self, row: int, number: int) -> None:
-        """It never changes."""
 
     def shown_since(self, row: int, number: int) -> int:
         """Row 0."""
@@ -104,10 +130,3 @@ class Untrained:
     def describe(self) -> dict[str, float]:
         """No constraint."""
         return {}
-
-    def predicted_increase_nats(self, domain: str) -> dict[str, float]:
-        """No prediction."""
-        return {}
-
-    def release(self) -> None:
-        """Nothing."""

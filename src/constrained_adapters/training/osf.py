@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from peft import OSFConfig, get_peft_model
 
 from constrained_adapters.errors import ConfigError
 from constrained_adapters.models.targets import resolve_targets
-from constrained_adapters.training.learner import Rows
-from constrained_adapters.training.weights import drop_weights, read_weights, write_weights
+from constrained_adapters.training.learner import KeepsNoMemory, Rows
+from constrained_adapters.training.weights import LastWeights, read_weights, write_weights
 
 
-class OSFLearner:
+@final
+class OSFLearner(KeepsNoMemory, LastWeights):
     """The adapted layers' weights, by PEFT's Orthogonal Subspace Fine-tuning as it stands.
 
     Each weight is split by its singular values; the leading part is fixed, the trailing factors are
@@ -47,9 +47,6 @@ class OSFLearner:
                     hint="leave the recipe 'osf' out for this base",
                 )
 
-    def prepare(self, tell: Callable[[str], None]) -> None:
-        """Nothing."""
-
     def begin(self, number: int, domain: str, rows: Rows) -> None:
         """Decompose the present weights."""
         share = (number - 1) / self._num_domains
@@ -69,24 +66,6 @@ class OSFLearner:
         """Read the weights, where a later domain has not replaced them."""
         read_weights(self._weights(), home)
 
-    def remembers(self, domain: str, home: Path) -> bool:
-        """The weights themselves are the memory."""
-        return True
-
-    def remember(self, number: int, domain: str, home: Path, rows: Rows) -> None:
-        """Nothing."""
-
-    def show(self, row: int, number: int) -> None:
-        """The weights are what they are."""
-
-    def shown_since(self, row: int, number: int) -> int:
-        """Never before."""
-        return row
-
-    def settle(self, homes: Sequence[Path]) -> None:
-        """Remove the weights of all but the last."""
-        drop_weights(homes[:-1])
-
     def describe(self) -> dict[str, float]:
         """``preserved_ratio``: mean share of each layer's rank that is fixed."""
         fixed = [
@@ -95,13 +74,6 @@ class OSFLearner:
             if hasattr(layer, "osf_svd_params")
         ]
         return {"preserved_ratio": sum(fixed) / len(fixed)}
-
-    def predicted_increase_nats(self, domain: str) -> dict[str, float]:
-        """No prediction."""
-        return {}
-
-    def release(self) -> None:
-        """Nothing: the base itself was not touched."""
 
     def _weights(self) -> dict[str, torch.nn.Parameter]:
         return {name: self.module.get_submodule(name).weight for name in self._targets}

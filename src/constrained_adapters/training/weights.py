@@ -1,34 +1,58 @@
-"""The learner of all weights, and how weights are kept on disk."""
+"""Learners of the base's own weights, all of them or a part, and how weights are kept on disk."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from constrained_adapters.adapters.selection import EVERYTHING, Part, train_only
 from constrained_adapters.errors import WorkspaceError
-from constrained_adapters.training.learner import Rows
+from constrained_adapters.training.bound import UnderPenalty
+from constrained_adapters.training.learner import OneState, Rows
 from constrained_adapters.training.penalties import Penalty, trained_weights
 
 WEIGHTS_FILE = "model.safetensors"
 
 
-def trainable_copy(model: Any) -> Any:
-    """A float32 copy of a base: small steps are lost in 16 bit, and other methods need the base as it was."""
+def trainable_copy(model: Any, part: Part = EVERYTHING) -> Any:
+    """A float32 copy of a base: small steps are lost in 16 bit, and other methods need the base as it was.
+
+    Args:
+        model: The base.
+        part: What of the copy requires a gradient.
+
+    Raises:
+        ConfigError: The base has no such part.
+        ModelError: The base's decoder layers cannot be found, where the part counts them.
+    """
     own = copy.deepcopy(model).float()
-    for parameter in own.parameters():
-        parameter.requires_grad_(True)
+    train_only(own, part)
     return own
 
 
-class WeightsLearner:
-    """All weights in float32, domain after domain.
+class LastWeights(OneState):
+    """A learner that changes the weights themselves: only those after the last finished domain are kept."""
 
-    Only the last finished domain's weights stay on disk: no earlier ones are needed once its row is measured.
+    @final
+    def shown_since(self, row: int, number: int) -> int:
+        """Never before."""
+        return row
+
+    @final
+    def settle(self, homes: Sequence[Path]) -> None:
+        """Remove the weights of all but the last: no earlier ones are needed once its row is measured."""
+        for home in homes[:-1]:
+            (home / WEIGHTS_FILE).unlink(missing_ok=True)
+
+
+@final
+class WeightsLearner(UnderPenalty, LastWeights):
+    """Those weights of a model that require a gradient, domain after domain; its files hold no others.
 
     Args:
         model: A :func:`trainable_copy`.
@@ -36,60 +60,22 @@ class WeightsLearner:
     """
 
     def __init__(self, model: Any, penalty: Penalty | None = None) -> None:
+        super().__init__(penalty)
         self.module = model
-        self._penalty = penalty
-        self._learnt: list[str] = []
-
-    def prepare(self, tell: Callable[[str], None]) -> None:
-        """Nothing."""
 
     def begin(self, number: int, domain: str, rows: Rows) -> None:
         """Bind the steps."""
-        if self._penalty is not None:
-            self._penalty.bind(self.module, domain, self._learnt)
+        self.bind(domain)
 
     def finish(self, domain: str, folder: Path) -> None:
-        """Write all weights."""
-        if self._penalty is not None:
-            self._penalty.release()
+        """Write the trained weights."""
+        self.learnt(domain)
         write_weights(trained_weights(self.module), folder)
-        self._learnt.append(domain)
 
     def resume(self, number: int, domain: str, home: Path) -> None:
         """Read the weights, where a later domain has not replaced them."""
         read_weights(trained_weights(self.module), home)
-        self._learnt.append(domain)
-
-    def remembers(self, domain: str, home: Path) -> bool:
-        """Whether the penalty knows the domain."""
-        return self._penalty is None or self._penalty.remembers(domain)
-
-    def remember(self, number: int, domain: str, home: Path, rows: Rows) -> None:
-        """Give the penalty the domain's rows."""
-        if self._penalty is not None:
-            self._penalty.remember(self.module, domain, rows, seed=number)
-
-    def show(self, row: int, number: int) -> None:
-        """The weights are what they are."""
-
-    def shown_since(self, row: int, number: int) -> int:
-        """Never before."""
-        return row
-
-    def settle(self, homes: Sequence[Path]) -> None:
-        """Remove the weights of all but the last."""
-        drop_weights(homes[:-1])
-
-    def describe(self) -> dict[str, float]:
-        """Facts of the penalty."""
-        return {} if self._penalty is None else self._penalty.describe()
-
-    def predicted_increase_nats(self, domain: str) -> dict[str, float]:
-        """No prediction."""
-        return {}
-
-    def release(self) -> None:
-        """Nothing: the base itself was not touched."""
+        self.learnt(domain)
 
 
 def write_weights(weights: Mapping[str, torch.Tensor], folder: Path) -> None:
@@ -118,9 +104,3 @@ def read_weights(weights: Mapping[str, torch.Tensor], home: Path) -> None:
             got=f"{path}: {type(error).__name__}: {error}",
             hint="begin anew with --fresh",
         ) from None
-
-
-def drop_weights(homes: Sequence[Path]) -> None:
-    """Remove weights that a later domain has replaced."""
-    for home in homes:
-        (home / WEIGHTS_FILE).unlink(missing_ok=True)
