@@ -6,6 +6,7 @@ loop makes, at the one moment when gradients are accumulated, unscaled and compl
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,10 +21,14 @@ from constrained_adapters.constraints.finite import LastGood, first_not_finite
 from constrained_adapters.errors import TrainingError
 
 _in_force: weakref.WeakSet[Attachment] = weakref.WeakSet()
+_numbers = itertools.count()
 
 
 class Attachment:
     """A constraint in force until :meth:`remove`.
+
+    Several can be in force at once. Those that project act after those that add to the gradient, whichever
+    was attached first; of one kind the earlier acts first.
 
     A gradient that is not finite stops the run before the step; a step that makes a weight not finite
     is taken back and stops the run too. Both errors name domain, step and parameter. What is taken
@@ -51,18 +56,20 @@ class Attachment:
         self._bound_ids = {id(p) for p in constraint.parameters}
         self._moving: list[nn.Parameter] | None = None
         self._last_good = LastGood()
-        self._handles = [
-            register_optimizer_step_pre_hook(self._before),
-            register_optimizer_step_post_hook(self._after),
-        ]
+        self._number = next(_numbers)
+        self._hang()
+        if not constraint.projects:
+            for other in sorted(_in_force, key=lambda each: each._number):
+                if other.constraint.projects:
+                    other._unhang()
+                    other._hang()
         self._owner = None if owner is None else weakref.ref(owner)
         self._farewell = None if owner is None else weakref.finalize(owner, self.remove)
         _in_force.add(self)
 
     def remove(self) -> None:
         """Take the constraint off; later steps are free."""
-        for handle in self._handles:
-            handle.remove()
+        self._unhang()
         if self._farewell is not None:
             self._farewell.detach()
         _in_force.discard(self)
@@ -70,6 +77,17 @@ class Attachment:
     def binds(self, parameters: Iterable[nn.Parameter]) -> bool:
         """Whether the step of any of these parameters is bound."""
         return any(id(p) in self._bound_ids for p in parameters)
+
+    def _hang(self) -> None:
+        """Behind all that hangs already."""
+        self._handles = [
+            register_optimizer_step_pre_hook(self._before),
+            register_optimizer_step_post_hook(self._after),
+        ]
+
+    def _unhang(self) -> None:
+        for handle in self._handles:
+            handle.remove()
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._moving = None

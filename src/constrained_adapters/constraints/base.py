@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -14,6 +15,9 @@ class Constraint(ABC):
     gradients are complete (accumulated, unscaled, clipped) and :meth:`after_step` right after
     the optimizer changed the parameters.
     """
+
+    projects: ClassVar[bool] = False
+    """Whether it takes something away from the whole gradient, and so acts after those that add to it."""
 
     @property
     @abstractmethod

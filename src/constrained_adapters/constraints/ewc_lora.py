@@ -15,23 +15,13 @@ Cost per step: 3·r·d_out·d_in multiply-adds per matrix; kept: d_out·d_in num
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
+from constrained_adapters.adapters.lora import AdapterPair
 from constrained_adapters.constraints.penalty import PenaltyConstraint
-
-
-class _Pair(Protocol):
-    @property
-    def module(self) -> str: ...
-    @property
-    def a(self) -> nn.Parameter: ...
-    @property
-    def b(self) -> nn.Parameter: ...
-    @property
-    def scaling(self) -> float: ...
 
 
 @final
@@ -44,7 +34,7 @@ class EWCLoRAConstraint(PenaltyConstraint):
         weight: λ ≥ 0.
     """
 
-    def __init__(self, pairs: Sequence[_Pair], importance: Mapping[str, Tensor], weight: float) -> None:
+    def __init__(self, pairs: Sequence[AdapterPair], importance: Mapping[str, Tensor], weight: float) -> None:
         super().__init__()
         self._bound = [(pair, importance[pair.module].to(pair.a.device, torch.float32)) for pair in pairs]
         self._weight = weight

@@ -34,6 +34,8 @@ class SubspaceConstraint(Constraint):
         free: Trained parameters that stay free (the B); they count in ``removed_ratio``.
     """
 
+    projects = True
+
     def __init__(
         self,
         matrices: Mapping[str, nn.Parameter],

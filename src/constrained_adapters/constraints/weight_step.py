@@ -33,6 +33,8 @@ class WeightStepConstraint(Constraint):
         transposed: Names of the matrices that are kept transposed, as GPT-2's Conv1D does.
     """
 
+    projects = True
+
     def __init__(
         self,
         matrices: Mapping[str, nn.Parameter],

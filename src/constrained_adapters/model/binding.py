@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import torch
+
 from constrained_adapters.adapters.lora import AdapterPair
 from constrained_adapters.config import CRMAConfig
 from constrained_adapters.constraints import (
@@ -14,6 +16,7 @@ from constrained_adapters.constraints import (
 )
 from constrained_adapters.constraints.predicted import Curvature
 from constrained_adapters.errors import ModelError
+from constrained_adapters.memory.factors import Factor
 from constrained_adapters.memory.kfac import KFACMemory
 from constrained_adapters.memory.protected import ProtectedSpace
 
@@ -95,17 +98,19 @@ def make_constraint(
         matrices = {f"{index}": pair.a for index, pair in enumerate(pairs)}
         named = {f"{index}": bases[pair.module] for index, pair in enumerate(pairs) if pair.module in bases}
         return SubspaceConstraint(matrices, named, free=[pair.b for pair in pairs])
-    device = pairs[0].a.device
-    domains = [
-        [
-            Curvature(
-                memory.inputs[memory.groups[pair.module]]["energy"].dense().to(device),
-                memory.outputs[pair.module].dense().to(device),
-            )
-            for pair in pairs
-        ]
-        for memory in memories
-    ]
+    domains = [_curvatures(pairs, memory) for memory in memories]
     kind = config.constraint_type
     assert kind in {"gem", "agem", "diagonal"}, kind
     return PredictedGradientConstraint(pairs, domains, kind, config.effective_strength)
+
+
+def _curvatures(pairs: Sequence[AdapterPair], memory: KFACMemory) -> list[Curvature]:
+    """Of each pair, on its device; those that read the same input share its factor."""
+    inputs: dict[tuple[str, torch.device], Factor] = {}
+    found = []
+    for pair in pairs:
+        key = (memory.groups[pair.module], pair.a.device)
+        if key not in inputs:
+            inputs[key] = memory.inputs[key[0]]["energy"].to(key[1])
+        found.append(Curvature(inputs[key], memory.outputs[pair.module].to(pair.b.device)))
+    return found

@@ -1,4 +1,4 @@
-"""GEM and A-GEM on predicted gradients; the quadratic programme against quadprog."""
+"""GEM and A-GEM on the gradients that memories predict."""
 
 from __future__ import annotations
 
@@ -6,95 +6,20 @@ import numpy as np
 import pytest
 import quadprog
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from constrained_adapters.adapters.lora import delta_weight
 from constrained_adapters.config import CRMAConfig
-from constrained_adapters.constraints.predicted import project_gem
+from constrained_adapters.constraints.predicted import Curvature, PredictedGradientConstraint
+from constrained_adapters.memory.factors import Factor
 from constrained_adapters.model.binding import make_constraint
-
-steady = settings(deadline=None, derandomize=True, max_examples=80)
-problems = st.tuples(st.integers(1, 8), st.integers(1, 12), st.integers(0, 10_000))
-
-
-def problem(num_domains: int, size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    scales = torch.logspace(-3, 2, num_domains, dtype=torch.float64)[:, None]
-    old = torch.randn(num_domains, size, generator=generator, dtype=torch.float64) * scales
-    return torch.randn(size, generator=generator, dtype=torch.float64), old
 
 
 def nearest(gradient: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-    """The same programme, in the primal."""
+    """The quadratic programme in the primal."""
     rows = (old / old.norm(dim=1, keepdim=True)).numpy()
     return torch.from_numpy(
         quadprog.solve_qp(np.eye(len(gradient)), gradient.numpy(), rows.T, np.zeros(len(rows)))[0]
     )
-
-
-@steady
-@given(problems)
-def test_it_agrees_with_quadprog(sizes):
-    gradient, old = problem(*sizes)
-    expected = nearest(gradient, old)
-    torch.testing.assert_close(project_gem(gradient, old), expected, rtol=1e-5, atol=1e-6)
-
-
-@steady
-@given(problems, st.sampled_from([torch.float32, torch.float64]))
-def test_no_product_with_an_old_gradient_is_negative(sizes, dtype):
-    gradient, old = (x.to(dtype) for x in problem(*sizes))
-    projected = project_gem(gradient, old)
-    assert projected.dtype == dtype and projected.shape == gradient.shape
-    tolerance = 1e-5 if dtype == torch.float32 else 1e-8
-    assert float((old / old.norm(dim=1, keepdim=True) @ projected).min()) >= -tolerance
-    assert float(projected.norm()) <= float(gradient.norm()) * (1 + 1e-6)
-
-
-@steady
-@given(st.integers(1, 12), st.integers(0, 10_000))
-def test_one_memory_gives_the_closed_form_of_agem(size, seed):
-    gradient, old = problem(1, size, seed)
-    product = float(old[0] @ gradient)
-    expected = gradient - min(product, 0.0) / float(old[0] @ old[0]) * old[0]
-    torch.testing.assert_close(project_gem(gradient, old), expected, rtol=1e-8, atol=1e-9)
-
-
-def test_a_gradient_without_conflict_is_given_back_bit_for_bit():
-    gradient, old = problem(3, 12, 5)
-    old = old * (old @ gradient).sign()[:, None]
-    assert torch.equal(project_gem(gradient, old), gradient)
-
-
-@pytest.mark.parametrize("copies", [2, 5])
-def test_repeated_and_parallel_old_gradients_change_nothing(copies):
-    gradient, old = problem(2, 9, 3)
-    old = -old * (old @ gradient).sign()[:, None]
-    many = torch.cat([old * 10.0**i for i in range(copies)])
-    torch.testing.assert_close(project_gem(gradient, many), project_gem(gradient, old), rtol=1e-6, atol=1e-8)
-
-
-def test_opposite_old_gradients_leave_only_what_is_orthogonal_to_both():
-    gradient, old = problem(1, 5, 1)
-    direction = old[0] / old[0].norm()
-    projected = project_gem(gradient, torch.stack([old[0], -old[0]]))
-    torch.testing.assert_close(projected, gradient - (gradient @ direction) * direction, rtol=1e-5, atol=1e-6)
-
-
-def test_zero_old_gradients_bind_nothing():
-    gradient, old = problem(1, 5, 2)
-    old = -old * (old @ gradient).sign()[:, None]
-    alone = project_gem(gradient, old)
-    with_zero = project_gem(gradient, torch.cat([old, torch.zeros(2, 5, dtype=torch.float64)]))
-    torch.testing.assert_close(with_zero, alone, rtol=1e-7, atol=1e-9)
-    assert torch.equal(project_gem(gradient, torch.zeros(2, 5, dtype=torch.float64)), gradient)
-
-
-def test_tiny_old_gradients_bind_as_large_ones_do():
-    gradient, old = problem(2, 7, 4)
-    small = project_gem(gradient.float(), old.float() * 1e-18)
-    torch.testing.assert_close(small, project_gem(gradient.float(), old.float()), rtol=1e-4, atol=1e-5)
 
 
 def config(kind: str, strength: float = 0.9) -> CRMAConfig:
@@ -239,3 +164,50 @@ def test_measurements_are_of_this_step_not_of_an_earlier_one(make_pairs, make_me
     constraint.before_step()
     assert all(float(value) == 0.0 for value in constraint.measurements().values())
     assert constraint.describe() == {"num_domains": 1.0}
+
+
+class NoDense(Factor):
+    """Fails where a d × d matrix is asked for."""
+
+    def dense(self) -> torch.Tensor:
+        raise AssertionError("a dense factor was made")
+
+
+@pytest.mark.parametrize("kind", ["gem", "agem", "diagonal"])
+def test_kept_directions_and_the_rest_give_what_the_dense_factor_gives(make_pairs, make_memory, kind):
+    """``rest`` is not zero, and the wide and the narrow side both have directions."""
+    pairs, memories = make_pairs(), [make_memory(seed, directions=5) for seed in (0, 1)]
+
+    def thin(factor: Factor, rank: int) -> NoDense:
+        kept = Factor.from_dense(factor.dense(), 1.0, rank)
+        assert float(kept.rest.sum()) > 0.01 * kept.trace
+        return NoDense(kept.vectors, kept.values, kept.rest)
+
+    domains = [
+        [
+            Curvature(
+                thin(memory.inputs[memory.groups[pair.module]]["energy"], 3),
+                thin(memory.outputs[pair.module], 2),
+            )
+            for pair in pairs
+        ]
+        for memory in memories
+    ]
+    found = PredictedGradientConstraint(pairs, domains, kind, 1.0).old_gradients()
+    rows = []
+    for domain in domains:
+        total, leaves = torch.zeros((), dtype=torch.float64), []
+        for pair, curvature in zip(pairs, domain, strict=True):
+            a, b = (x.detach().double().requires_grad_(True) for x in (pair.a, pair.b))
+            outer, inner = (Factor.dense(f).double() for f in (curvature.outputs, curvature.inputs))
+            if kind == "diagonal":
+                outer, inner = outer.diagonal().diag(), inner.diagonal().diag()
+            delta = pair.scaling * b @ a
+            total = total + 0.5 * (delta.T @ outer @ delta @ inner).trace()
+            leaves += [a, b]
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(total, leaves)]))
+    wanted = rows if kind == "gem" else [torch.stack(rows).sum(0)]
+    assert len(found) == len(wanted)
+    for each, row in zip(found, wanted, strict=True):
+        flat = torch.cat([g.flatten() for g in each]).double()
+        torch.testing.assert_close(flat, row, rtol=1e-4, atol=1e-5 * float(row.abs().max()))
