@@ -27,9 +27,13 @@ ConstraintType = Literal["fisher", "diagonal", "gem", "agem", "orthogonal", "non
 Auto = Literal["auto"]
 Rank = Annotated[int, Field(ge=1, le=4096)]
 Strength = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(ge=0.0)]
 
 STRICTEST_AUTO = 0.99
 """The highest strength that ``constraint_strength="auto"`` may choose."""
+
+PENALTY_WEIGHT = 100.0
+"""λ of the penalty that ``fisher`` puts on what stays open."""
 
 RESERVED_NAMES = frozenset({"base", "auto", "general", "default"})
 
@@ -57,24 +61,26 @@ def check_domain_name(name: str) -> str:
 
 
 def check_name(name: str, kind: str = "method") -> str:
-    """Return what can name a folder, NFC-normalised; a method may have a name that no domain may.
+    """Return what can name a folder, NFC-normalised; a method may have a name that no domain may, and ``+``.
 
     Raises:
         ValueError: It has characters that a folder's name should not have.
     """
     normal = unicodedata.normalize("NFC", name)
+    signs = "_-+ " if kind == "method" else "_- "
     allowed = all(
-        char.isalnum() or char in "_- " or unicodedata.category(char).startswith("M") for char in normal
+        char.isalnum() or char in signs or unicodedata.category(char).startswith("M") for char in normal
     )
     if (
         not normal
         or not allowed
         or normal != normal.strip()
-        or normal[0] in "-_"
+        or normal[0] in "-_+"
         or len(normal.encode()) > 100
     ):
+        or_plus = ", '+'" if "+" in signs else ""
         raise ValueError(
-            f"{name!r} cannot be a {kind}'s name: use letters, digits, '_', '-' and inner spaces"
+            f"{name!r} cannot be a {kind}'s name: use letters, digits, '_', '-'{or_plus} and inner spaces"
         )
     return normal
 
@@ -106,6 +112,8 @@ class CRMAConfig(Settings):
         residual_scaling: The factor in front of B · A.
         domain_specific_layers: Names of the adapted linear layers, or ``"auto"`` for the attention
             projections that suit the architecture.
+        penalty_weight: With type ``fisher``: λ of the penalty on what stays open, see
+            :mod:`constrained_adapters.constraints.output_change`; 0 switches it off.
         use_gradient_constraint: False switches the constraint off (as strength 0 does).
         constraint_type: How the memory binds the step; see :mod:`constrained_adapters.constraints`.
         protect_base: Also keep a memory of the base's own knowledge, from text that it writes itself.
@@ -125,6 +133,7 @@ class CRMAConfig(Settings):
     base_model_name: str
     adapter_dim: Rank | Auto = 64
     constraint_strength: Strength | Auto = 0.8
+    penalty_weight: Weight = PENALTY_WEIGHT
     gradient_memory_size: int = Field(default=1000, ge=1)
     residual_scaling: float = Field(default=0.2, gt=0.0)
     domain_specific_layers: list[str] | Literal["auto"] = ["q_proj", "v_proj", "o_proj"]
@@ -268,7 +277,7 @@ class TrainingConfig(Settings):
 
 
 class MethodConfig(Settings):
-    """One method that is taught the sequence: a recipe's name and what differs from its row."""
+    """One method that is taught the sequence: recipes joined by ``+``, and what differs from their rows."""
 
     recipe: str
     name: str = ""
@@ -277,7 +286,7 @@ class MethodConfig(Settings):
     constraint_type: ConstraintType | None = None
     gradient_memory_size: int | None = Field(default=None, ge=1)
     protect_base: bool | None = None
-    penalty_weight: float | None = Field(default=None, ge=0)
+    penalty_weight: Weight | dict[str, Weight] | None = None
     replay_ratio: float | None = Field(default=None, ge=0, le=1)
     replay_capacity: int | None = Field(default=None, ge=1)
 
@@ -285,6 +294,11 @@ class MethodConfig(Settings):
     @classmethod
     def _from_name(cls, value: Any) -> Any:
         return {"recipe": value} if isinstance(value, str) else value
+
+    @field_validator("recipe")
+    @classmethod
+    def _evenly_spaced(cls, recipe: str) -> str:
+        return " + ".join(part.strip() for part in recipe.split("+"))
 
     @model_validator(mode="after")
     def _auto_suits_type(self) -> Self:

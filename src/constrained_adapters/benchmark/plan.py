@@ -26,7 +26,7 @@ from constrained_adapters.config import (
     check_name,
 )
 from constrained_adapters.errors import ConfigError, UnknownNameError
-from constrained_adapters.recipes import RECIPES, check_methods
+from constrained_adapters.recipes import check_methods, recipe_names
 from constrained_adapters.setting_errors import Location, config_error
 from constrained_adapters.yaml_config import read_settings
 
@@ -210,8 +210,7 @@ def _check_order(order: Sequence[str], names: Sequence[str], location: Location,
 
 
 def _check_method(plan: Plan, method: PlanMethod, location: Location, where: Place) -> None:
-    if method.recipe not in RECIPES:
-        raise UnknownNameError.of("recipe", method.recipe, RECIPES, where=f"methods, {where(location)}")
+    recipe_names(method.recipe, where=f"methods, {where(location)}")
     for key in ("recipe", "name"):
         if key in method.settings or key in method.sweep:
             raise ConfigError(

@@ -19,6 +19,7 @@ from constrained_adapters.cli.compare import compare
 from constrained_adapters.cli.data import data
 from constrained_adapters.cli.failures import print_interrupted, set_debug, with_failures
 from constrained_adapters.cli.init import init
+from constrained_adapters.cli.methods import methods
 from constrained_adapters.cli.report import report
 from constrained_adapters.cli.run import run
 from constrained_adapters.cli.status import status
@@ -32,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (init, data, assets, run, status, report, compare, benchmark):
+for _command in (init, data, methods, assets, run, status, report, compare, benchmark):
     app.command()(with_failures(_command))
 
 

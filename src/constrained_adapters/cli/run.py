@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from constrained_adapters.config import MethodConfig, RunConfig
 
 
 def run(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The crma.yaml.")],
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew; the old run is lost.")] = False,
     output: Annotated[Path | None, typer.Option(help="Folder, instead of the file's 'output'.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Instead of the file's methods: one of them by its name, or recipes: 'lora + replay'. "
+            "Can be given several times.",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="One line for each finished domain.")] = False,
 ) -> None:
     """Teach the domains one after the other, measure, report.
@@ -24,6 +35,8 @@ def run(
     config = read_config(file)
     if output is not None:
         config.output = output.absolute()
+    if method:
+        config.methods = chosen_methods(config, method)
 
     # Before the first import of transformers: our progress is the one that is shown.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -40,3 +53,27 @@ def run(
     write_report(result, page)
     print_result(result)
     typer.echo(f"Results: {config.output / 'results.json'}\nReport:  {page}")
+
+
+def chosen_methods(config: RunConfig, names: list[str]) -> list[MethodConfig]:
+    """The methods of a run that ``--method`` names: with the file's settings where the file has the name.
+
+    Raises:
+        ConfigError: A name is there twice, or it is no name of recipes.
+        UnknownNameError: It is neither in the file nor a recipe.
+    """
+    from constrained_adapters.config import MethodConfig
+    from constrained_adapters.errors import ConfigError
+    from constrained_adapters.recipes import find_recipe, recipe_names
+
+    of_file = {each.name: each for each in config.methods}
+    found: list[MethodConfig] = []
+    for name in names:
+        if name not in of_file:
+            recipe_names(name, where="--method")
+        chosen = of_file.get(name) or MethodConfig(recipe=name)
+        find_recipe(chosen)
+        if chosen.name in [each.name for each in found]:
+            raise ConfigError("a method is there twice", got=f"--method {name}", expected="each once")
+        found.append(chosen)
+    return found

@@ -101,17 +101,20 @@ class AdapterLearner:
 
     def remembers(self, domain: str, home: Path) -> bool:
         """Whether CRMA's memory lies in ``home`` and the penalty's has the domain, where they are wanted."""
-        kept = not self._protects or (home / MEMORY_FILE).is_file()
-        return kept and (self._penalty is None or self._penalty.remembers(domain))
+        return not self._wants_memory(home) and (self._penalty is None or self._penalty.remembers(domain))
 
     def remember(self, number: int, domain: str, home: Path, rows: Rows) -> None:
         """Measure the memories that are wanted, at the present weights."""
         self.show(number, number)
-        if self._protects and not (home / MEMORY_FILE).is_file():
+        if self._wants_memory(home):
             memory = self._model.update_gradient_memory(domain, rows, max_examples=len(rows))
             atomic_write_bytes(home / MEMORY_FILE, memory.to_bytes())
         if self._penalty is not None and not self._penalty.remembers(domain):
             self._penalty.remember(self._model, domain, rows, seed=number)
+
+    def _wants_memory(self, home: Path) -> bool:
+        """Whether CRMA's memory is not made yet; of the only domain learnt nobody asks for one."""
+        return self._protects and self._use != "once" and not (home / MEMORY_FILE).is_file()
 
     def show(self, row: int, number: int) -> None:
         """Activate the adapters that take part."""

@@ -58,7 +58,7 @@ class Lessons:
         self._recipe, self._path = find_recipe(method), folder / BUFFER_FILE
         self._ratio = REPLAY_RATIO if method.replay_ratio is None else method.replay_ratio
         self._buffer = ReplayBuffer(method.replay_capacity or REPLAY_CAPACITY)
-        if self._recipe.rehearsal == "replay" and self._path.is_file():
+        if "replay" in self._recipe.rehearsals and self._path.is_file():
             self._buffer = ReplayBuffer.load(self._path)
 
     def tokens(self, examples: Sequence[Example]) -> TokenDataset:
@@ -69,7 +69,7 @@ class Lessons:
 
     def is_empty(self, number: int) -> bool:
         """Whether nothing is trained in the turn of domain ``number`` (from 1)."""
-        return self._recipe.trained == "nothing" or (self._recipe.rehearsal == "all" and number > 1)
+        return self._recipe.trained == "nothing" or (self._recipe.in_one_turn and number > 1)
 
     def lesson(self, number: int) -> Lesson:
         """What is trained on in the turn of domain ``number``, which must not be empty.
@@ -78,12 +78,12 @@ class Lessons:
         ``replay``: the domain's rows with the kept ones mixed in; the number of steps does not change.
         """
         settings, domains = self._settings, self._prepared.domains
-        if self._recipe.rehearsal == "all":
+        if self._recipe.in_one_turn:
             if settings.steps is not None:
                 settings = settings.model_copy(update={"steps": settings.steps * len(domains)})
             return Lesson(self.tokens([each for domain in domains for each in domain.train]), settings)
         rows = self.tokens(domains[number - 1].train)
-        if self._recipe.rehearsal != "replay" or not len(self._buffer) or self._ratio == 0.0:
+        if "replay" not in self._recipe.rehearsals or not len(self._buffer) or self._ratio == 0.0:
             return Lesson(rows, settings)
         steps = num_steps(settings, len(rows))
         mixed = mix_rows(
@@ -99,7 +99,7 @@ class Lessons:
     def keep(self, number: int) -> None:
         """Keep examples of a finished domain, where the recipe does and they are not kept yet."""
         domain = self._prepared.domains[number - 1]
-        if self._recipe.rehearsal != "replay" or domain.name in self._buffer.rows:
+        if "replay" not in self._recipe.rehearsals or domain.name in self._buffer.rows:
             return
         rows = self.tokens(domain.train).tokens
         self._buffer = self._buffer.with_domain(domain.name, rows, seed=self._seed * 1000 + number)

@@ -45,30 +45,75 @@ class Penalty(Protocol):
         """Fixed facts of the penalty in force."""
 
 
-def note_in(model: Any) -> Callable[[Mapping[str, Tensor]], None]:
-    """What writes each step's measurements into ``model.last_measurements`` without keeping it alive."""
+@final
+class Penalties:
+    """Several as one: each binds the same steps.
+
+    Args:
+        parts: Their figures must have different names.
+    """
+
+    def __init__(self, parts: Sequence[Penalty]) -> None:
+        self._parts = tuple(parts)
+
+    def bind(self, model: Any, domain: str, earlier: Sequence[str]) -> None:
+        """Put all in force."""
+        for part in self._parts:
+            part.bind(model, domain, earlier)
+
+    def release(self) -> None:
+        """Take all off."""
+        for part in self._parts:
+            part.release()
+
+    def remembers(self, domain: str) -> bool:
+        """Whether each does."""
+        return all(part.remembers(domain) for part in self._parts)
+
+    def remember(self, model: Any, domain: str, rows: Rows, *, seed: int) -> None:
+        """Each that does not yet."""
+        for part in self._parts:
+            if not part.remembers(domain):
+                part.remember(model, domain, rows, seed=seed)
+
+    def describe(self) -> dict[str, float]:
+        """Fixed facts of all."""
+        return {name: value for part in self._parts for name, value in part.describe().items()}
+
+
+def note_in(model: Any, prefix: str = "") -> Callable[[Mapping[str, Tensor]], None]:
+    """What adds each step's measurements to ``model.last_measurements`` without keeping it alive."""
     reference = weakref.ref(model)
+    model.last_measurements = {}
 
     def note(measured: Mapping[str, Tensor]) -> None:
         there = reference()
         if there is not None:
-            there.last_measurements = {name: float(value) for name, value in measured.items()}
+            there.last_measurements |= {f"{prefix}{name}": float(value) for name, value in measured.items()}
 
     return note
 
 
 class _Bound(ABC):
-    """What all penalties share: one attachment to the optimizer's step. At weight 0 nothing is attached."""
+    """What all penalties share: one attachment to the optimizer's step. At weight 0 nothing is attached.
 
-    def __init__(self, weight: float) -> None:
-        self._weight = weight
+    Args:
+        weight: λ.
+        prefix: In front of the names of its figures, where several penalties bind the same steps.
+    """
+
+    def __init__(self, weight: float, *, prefix: str = "") -> None:
+        self._weight, self._prefix = weight, prefix
         self._attachment: Attachment | None = None
 
     def bind(self, model: Any, domain: str, earlier: Sequence[str]) -> None:
         """Put the penalty in force, where there is a finished domain and λ > 0."""
         if self._weight > 0.0 and earlier:
             self._attachment = attach(
-                self._constraint(model, domain, earlier), domain=domain, on_step=note_in(model), owner=model
+                self._constraint(model, domain, earlier),
+                domain=domain,
+                on_step=note_in(model, self._prefix),
+                owner=model,
             )
 
     def release(self) -> None:
@@ -79,7 +124,8 @@ class _Bound(ABC):
 
     def describe(self) -> dict[str, float]:
         """Fixed facts of the penalty in force; empty where there is none."""
-        return self._attachment.constraint.describe() if self._attachment else {}
+        facts = self._attachment.constraint.describe() if self._attachment else {}
+        return {f"{self._prefix}{name}": value for name, value in facts.items()}
 
     @abstractmethod
     def _constraint(self, model: Any, domain: str, earlier: Sequence[str]) -> PenaltyConstraint:
@@ -110,10 +156,11 @@ class _Importance(_Bound):
     Args:
         weight: λ.
         folder: Of the method's memories.
+        prefix: As above.
     """
 
-    def __init__(self, weight: float, folder: Path) -> None:
-        super().__init__(weight)
+    def __init__(self, weight: float, folder: Path, *, prefix: str = "") -> None:
+        super().__init__(weight, prefix=prefix)
         self._path = folder / IMPORTANCE
         self._memory = DiagonalMemory.load(self._path) if self._path.is_file() else DiagonalMemory()
 

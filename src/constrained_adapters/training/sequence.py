@@ -24,7 +24,7 @@ from constrained_adapters.evaluation.calibration import measured_increases
 from constrained_adapters.evaluation.samples import generate_answers
 from constrained_adapters.evaluation.scores import mean_nats, score_examples
 from constrained_adapters.memory.reservoir import num_memory_examples, sample_rows
-from constrained_adapters.recipes import model_config, penalty_weight
+from constrained_adapters.recipes import model_config, penalty_weights
 from constrained_adapters.training.domain import TrainingRecord, train_domain
 from constrained_adapters.training.learner import Learner, Rows
 from constrained_adapters.training.lessons import Lessons, Prepared
@@ -82,7 +82,13 @@ class DomainSequence:
             if not self._is_measured(number, sampled):
                 self._evaluate(number, sampled)
             self._write_ledger(number, domain)
-            self.learner.settle([self.workspace.adapter(d.name) for d in self.prepared.domains[:number]])
+            self.learner.settle(
+                [
+                    self.workspace.adapter(done.name)
+                    for turn, done in enumerate(self.prepared.domains[:number], start=1)
+                    if not self.lessons.is_empty(turn)
+                ]
+            )
 
     # -- learning --------------------------------------------------------------------------------
 
@@ -243,7 +249,7 @@ class DomainSequence:
                 "constraint_strength": record["constraint"].get(
                     "chosen_strength", settings.effective_strength
                 ),
-                "penalty_weight": penalty_weight(self.method),
+                "penalty_weight": _one_or_all(penalty_weights(self.method)),
                 "learning_rate": self.method.learning_rate or self.config.training.learning_rate,
                 "constraint": record["constraint"],
                 "predicted_increase_nats": record["predicted_increase_nats"],
@@ -269,6 +275,11 @@ def mean_scores(scores: Sequence[Any]) -> dict[str, float]:
         if known:
             means[name] = sum(known) / len(known)
     return means
+
+
+def _one_or_all(weights: Mapping[Any, float]) -> float | dict[str, float]:
+    """λ of a method: one number where it has one penalty or none."""
+    return sum(weights.values()) if len(weights) < 2 else dict(weights)
 
 
 def _token_rows(tokens: Sequence[Tokens]) -> Rows:

@@ -10,15 +10,17 @@ from safetensors.torch import load_file
 from constrained_adapters.config import BaseConfig, MethodConfig
 from constrained_adapters.errors import ConfigError, WorkspaceError
 from constrained_adapters.memory.diagonal import DiagonalMemory
-from constrained_adapters.recipes import RECIPES
+from constrained_adapters.recipes import RECIPES, find_recipe
 from constrained_adapters.rehearsal import ReplayBuffer
 from constrained_adapters.results import Curve
 from constrained_adapters.training.run import run_config
 
 from .conftest import DOMAINS, StopAt, StopError, numbers
 
+COMBINATIONS = ["lora + replay + ewc", "crma + replay", "olora + ewc_lora", "full + replay"]
 
-@pytest.mark.parametrize("recipe", RECIPES)
+
+@pytest.mark.parametrize("recipe", [*RECIPES, *COMBINATIONS])
 def test_it_runs_goes_on_where_it_stopped_and_its_result_is_complete(tiny_run, recipe):
     whole = tiny_run(recipe, output="whole")
     check_complete(whole, recipe)
@@ -38,10 +40,10 @@ def check_complete(result, recipe: str) -> None:
     assert all(value is not None for value in method.general_nats)
     assert {"train_seconds", "step_seconds", "bytes_per_domain"} <= set(method.summary)
     assert method.summary["peak_memory_bytes"] > 0
-    assert method.summary["keeps_old_data"] == float(RECIPES[recipe].keeps_old_data)
+    assert method.summary["keeps_old_data"] == float(find_recipe(MethodConfig(recipe=recipe)).keeps_old_data)
     assert len(method.samples) == 3
     moved = method.matrices["loss"][0] != method.matrices["loss"][3]
-    assert moved == (RECIPES[recipe].trained != "nothing")
+    assert moved == (recipe != "base")
     assert [entry["domain"] for entry in result.ledger] == DOMAINS
 
 
@@ -141,6 +143,33 @@ def test_a_penalty_is_seen_in_the_curves_of_every_domain_but_the_first(tiny_run,
         assert record.curves["penalty"].steps == [1, 2, 3, 4]
         assert any(value > 0 for value in record.curves["penalty_ratio"].values)
         assert record.constraint["penalty_weight"] > 0
+
+
+def test_two_penalties_are_seen_by_name_and_without_weight_are_not_there(tiny_run):
+    free = {"recipe": "olora + ewc_lora", "name": "free", "penalty_weight": {"olora": 0.0, "ewc_lora": 0.0}}
+    result = tiny_run("lora", free, "olora + ewc_lora", names=DOMAINS[:2])
+    assert matrices(result, 1) == matrices(result, 0) != matrices(result, 2)
+    record = result.methods[2].records[1]
+    for name, weight in {"olora": 0.5, "ewc_lora": 100.0}.items():
+        assert record.curves[f"{name}_penalty"].steps == [1, 2, 3, 4]
+        assert record.constraint[f"{name}_penalty_weight"] == weight
+    entries = [entry for entry in result.ledger if entry["method"] == "olora + ewc_lora"]
+    assert entries[1]["penalty_weight"] == {"ewc_lora": 100.0, "olora": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("combination", "plain"),
+    [("lora + replay", "replay"), ("replay + lora + ewc", "ewc_lora + replay"), ("crma + lora", "crma")],
+)
+def test_two_names_of_one_method_give_one_result(tiny_run, combination, plain):
+    result = tiny_run(combination, plain, names=DOMAINS[:2])
+    assert matrices(result, 0) == matrices(result, 1)
+
+
+def test_what_binds_a_combination_shows_in_the_curves_of_each_part(tiny_run):
+    record = tiny_run("crma + ewc_lora", names=DOMAINS[:2]).methods[0].records[1]
+    assert record.curves["penalty"].steps == record.curves["removed_ratio"].steps == [1, 2, 3, 4]
+    assert record.constraint["penalty_weight"] == 100.0 and record.constraint["closed_ratio"] > 0
 
 
 def test_a_heavy_penalty_keeps_the_weights_that_mattered(tiny_run):

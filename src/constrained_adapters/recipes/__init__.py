@@ -1,0 +1,27 @@
+"""The named methods, one row of answers each, and how rows add up to one method. Imports no torch."""
+
+from constrained_adapters.recipes.combine import Answers, combine, recipe_names
+from constrained_adapters.recipes.rows import ALIASES, RECIPES, Recipe
+from constrained_adapters.recipes.settings import (
+    REPLAY_CAPACITY,
+    REPLAY_RATIO,
+    check_methods,
+    find_recipe,
+    model_config,
+    penalty_weights,
+)
+
+__all__ = [
+    "ALIASES",
+    "RECIPES",
+    "REPLAY_CAPACITY",
+    "REPLAY_RATIO",
+    "Answers",
+    "Recipe",
+    "check_methods",
+    "combine",
+    "find_recipe",
+    "model_config",
+    "penalty_weights",
+    "recipe_names",
+]

@@ -1,0 +1,168 @@
+"""The named methods, one row each: which of the six questions they answer, what they cost, their paper.
+
+A row names only the answers that it is about. What it leaves open another row may answer
+(:mod:`constrained_adapters.recipes.combine`), and what none answers gets the default: LoRA adapters,
+cross-entropy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from constrained_adapters.config import ConstraintType
+
+Trained = Literal["nothing", "adapters", "weights", "singular_vectors"]
+PenaltyName = Literal["ewc", "ewc_lora", "olora"]
+Rehearsal = Literal["replay", "all"]
+Scored = Literal["together", "alone"]
+Start = Literal["random", "inputs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One row: a method's own answers to the six questions of docs/methods.md.
+
+    Args:
+        name: As written in ``methods:``.
+        summary: One line.
+        source: Paper.
+        trained: What is trained: nothing; a LoRA adapter a domain; all weights; the trailing singular
+            vectors of the adapted layers (PEFT's OSF). None: whatever other rows say.
+        usual: What is trained where no row says it; None: LoRA adapters.
+        scored: Each domain with its own adapter only, or with all that was learnt.
+        start: Where a new adapter starts: anywhere, or in the open directions that its domain uses most.
+        constraint: What a step may not do, by CRMA's machinery.
+        penalties: What a step may not do, by a penalty's gradient.
+        rehearsals: Which old data is mixed in: kept examples; all of it (no sequence at all).
+        strength: Default ``constraint_strength``.
+        step: What a step costs beside a plain one of what is trained.
+        domain: What the end of a domain costs beside its training.
+        kept: What is kept for each finished domain beside what was trained.
+    """
+
+    name: str
+    summary: str
+    source: str
+    trained: Trained | None = None
+    usual: Trained | None = None
+    scored: Scored | None = None
+    start: Start | None = None
+    constraint: ConstraintType | None = None
+    penalties: tuple[PenaltyName, ...] = ()
+    rehearsals: tuple[Rehearsal, ...] = ()
+    strength: float | None = None
+    step: str = "none"
+    domain: str = "none"
+    kept: str = "nothing"
+
+    @property
+    def keeps_old_data(self) -> bool:
+        """Whether examples of finished domains are kept."""
+        return bool({"replay", "all"} & set(self.rehearsals))
+
+
+_HU = "Hu et al. 2021, arXiv 2106.09685"
+
+_ROWS = [
+    Recipe(name="base", summary="the base as it is: nothing is trained", source="-", trained="nothing"),
+    Recipe(
+        name="joint",
+        summary="all domains' data at once, one LoRA: the upper reference, which keeps all data",
+        source="Caruana 1997, Multitask Learning",
+        rehearsals=("all",),
+        kept="all examples",
+    ),
+    Recipe(
+        name="separate",
+        summary="a LoRA a domain, each used for its own domain only: zero drift, if the domain is known",
+        source=_HU,
+        trained="adapters",
+        scored="alone",
+    ),
+    Recipe(
+        name="lora",
+        summary="sequential LoRA: an adapter for each domain on top of the earlier ones, nothing protected",
+        source=_HU,
+        trained="adapters",
+    ),
+    Recipe(
+        name="full",
+        summary="all weights, domain after domain, nothing protected",
+        source="-",
+        trained="weights",
+        step="gradients and optimizer state of all weights",
+    ),
+    Recipe(
+        name="ewc",
+        summary="all weights, each held to where earlier domains left it by their Fisher; on LoRA: ewc_lora",
+        source="Kirkpatrick et al. 2017, arXiv 1612.00796",
+        usual="weights",
+        penalties=("ewc",),
+        step="three multiply-adds per weight",
+        domain="a forward and a backward pass for each sampled example",
+        kept="two numbers per weight, of all domains together",
+    ),
+    Recipe(
+        name="ewc_lora",
+        summary="sequential LoRA under a penalty on ΔW by the diagonal Fisher of the full-size weight",
+        source="Zheng et al. 2026, arXiv 2602.17559",
+        trained="adapters",
+        penalties=("ewc_lora",),
+        step="products of rank r with each adapted matrix",
+        domain="a forward and a backward pass over the sampled examples",
+        kept="one number per adapted weight, of all domains together",
+    ),
+    Recipe(
+        name="olora",
+        summary="sequential LoRA whose A is pushed orthogonal to the earlier domains' A",
+        source="Wang et al. 2023, arXiv 2310.14152",
+        trained="adapters",
+        penalties=("olora",),
+        step="r × r products with each earlier adapter",
+    ),
+    Recipe(
+        name="orthogonal",
+        summary="LoRA kept out of the subspace of inputs that occurred before (GPM)",
+        source="Saha et al. 2021, arXiv 2103.09762",
+        trained="adapters",
+        constraint="orthogonal",
+        strength=0.95,
+        step="one projection of A and of its gradient",
+        domain="a forward and a backward pass over the sampled examples",
+        kept="input directions of each adapted matrix",
+    ),
+    Recipe(
+        name="replay",
+        summary="kept examples of the finished domains, mixed into the batches in place of new ones",
+        source="Rolnick et al. 2019, arXiv 1811.11682",
+        rehearsals=("replay",),
+        kept="its share of the buffer's examples",
+    ),
+    Recipe(
+        name="osf",
+        summary="the adapted layers' weights, off their leading singular subspace, by PEFT's own OSF tuner",
+        source="Nayak et al. 2025, arXiv 2504.07097",
+        trained="singular_vectors",
+        step="one projection of each adapted matrix's gradient",
+        domain="a singular value decomposition of each adapted matrix",
+    ),
+    Recipe(
+        name="crma",
+        summary="LoRA kept out of the input subspace that the base and the finished domains depend on",
+        source="after Saha et al. 2021, arXiv 2103.09762; see docs/methods.md",
+        trained="adapters",
+        start="inputs",
+        constraint="fisher",
+        strength=0.95,
+        step="one projection of A and of its gradient",
+        domain="a forward pass over its first examples, a forward and two backward ones over a sample",
+        kept="input directions and a gradient sketch of each adapted matrix",
+    ),
+]
+
+RECIPES: Mapping[str, Recipe] = {row.name: row for row in _ROWS}
+
+ALIASES: Mapping[str, str] = {"gpm": "orthogonal"}
+"""Other names of rows."""

@@ -1,0 +1,120 @@
+"""What a method of a run sets, held against what its recipe does; everything here is before any training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from constrained_adapters.config import AdapterConfig, BaseConfig, CRMAConfig, MethodConfig, RunConfig
+from constrained_adapters.errors import ConfigError
+from constrained_adapters.recipes.combine import ON_ADAPTERS, Answers, combine, recipe_names
+from constrained_adapters.recipes.rows import RECIPES, PenaltyName
+
+REPLAY_RATIO = 0.1
+REPLAY_CAPACITY = 1000
+
+PENALTY_WEIGHTS: dict[PenaltyName, float] = {"ewc": 100.0, "ewc_lora": 100.0, "olora": 0.5}
+"""λ of each penalty where ``penalty_weight`` is left out."""
+
+
+def find_recipe(method: MethodConfig) -> Answers:
+    """What ``method.recipe`` does: one row, or several joined by ``+``.
+
+    Raises:
+        UnknownNameError: No such recipe.
+        ConfigError: Recipes that do not go together, or a setting that has no effect on this one.
+    """
+    answers = combine([RECIPES[name] for name in recipe_names(method.recipe)])
+    for key in sorted(set(MethodConfig.model_fields) - {"recipe", "name"} - answers.effective_settings):
+        if getattr(method, key) is not None:
+            users = [row.name for row in RECIPES.values() if key in combine([row]).effective_settings]
+            raise ConfigError(
+                f"the setting {key!r} has no effect on the recipe {answers.name!r}",
+                got=f"methods: {method.name}: {key} = {getattr(method, key)!r}",
+                expected=f"{key} only with {', '.join(users)}",
+                hint="leave it out, or use one of these recipes",
+            )
+    _weights(method, answers)
+    return answers
+
+
+def check_methods(config: RunConfig) -> None:
+    """Refuse, before anything is loaded, what a method of this run could not do.
+
+    Raises:
+        UnknownNameError: No such recipe.
+        ConfigError: Recipes that do not go together, a setting without effect, a replay buffer smaller than
+            a batch, or weights of a quantised base to be trained.
+    """
+    for method in config.methods:
+        recipe = find_recipe(method)
+        capacity, batch = method.replay_capacity, config.training.batch_size
+        if capacity is not None and capacity < batch:
+            raise ConfigError(
+                "the replay buffer is smaller than a batch",
+                got=f"methods: {method.name}: replay_capacity = {capacity}",
+                expected=f"at least training.batch_size = {batch}",
+            )
+        if recipe.trained in {"weights", "singular_vectors"} and config.base.quantization is not None:
+            raise ConfigError(
+                f"the recipe {recipe.name!r} trains the base's weights, and packed ones cannot be trained",
+                got=f"base.quantization = {config.base.quantization}",
+                expected="base.quantization: null",
+                hint="leave it out, or use a recipe that trains adapters: lora, crma",
+            )
+
+
+def model_config(method: MethodConfig, base: BaseConfig, adapter: AdapterConfig) -> CRMAConfig:
+    """The settings of the model whose adapters a method trains."""
+    recipe = find_recipe(method)
+    chosen: dict[str, Any] = {
+        "constraint_type": method.constraint_type or recipe.constraint,
+        "constraint_strength": recipe.strength
+        if method.constraint_strength is None
+        else method.constraint_strength,
+        "gradient_memory_size": method.gradient_memory_size,
+        "protect_base": method.protect_base,
+    }
+    return CRMAConfig(
+        base_model_name=base.model,
+        adapter_dim=adapter.rank,
+        residual_scaling=adapter.residual_scaling,
+        domain_specific_layers=adapter.layers,
+        dtype=base.dtype,
+        quantization=base.quantization,
+        **{key: value for key, value in chosen.items() if value is not None},
+    )
+
+
+def penalty_weights(method: MethodConfig) -> dict[PenaltyName, float]:
+    """λ of each penalty of a method: its own, or the default; empty where its recipe has none."""
+    return _weights(method, find_recipe(method))
+
+
+def _weights(method: MethodConfig, recipe: Answers) -> dict[PenaltyName, float]:
+    given = method.penalty_weight
+    if given is None:
+        return {name: PENALTY_WEIGHTS[name] for name in recipe.penalties}
+    if not isinstance(given, dict):
+        if len(recipe.penalties) == 1:
+            return {recipe.penalties[0]: given}
+        raise ConfigError(
+            f"one penalty_weight for {len(recipe.penalties)} penalties of different units",
+            got=f"methods: {method.name}: penalty_weight = {given!r}",
+            expected=f"a weight for each of {', '.join(recipe.penalties)}",
+            hint=f"penalty_weight: {_listed(recipe)}",
+        )
+    stands_in: dict[Any, PenaltyName] = dict(ON_ADAPTERS) if recipe.trained == "adapters" else {}
+    named = {stands_in.get(name, name): weight for name, weight in given.items()}
+    unknown = sorted(set(named) - set(recipe.penalties))
+    if unknown:
+        raise ConfigError(
+            f"the recipe {recipe.name!r} has no penalty {unknown[0]!r}",
+            got=f"methods: {method.name}: penalty_weight = {given!r}",
+            expected=f"weights of {', '.join(recipe.penalties)}",
+            hint=f"penalty_weight: {_listed(recipe)}",
+        )
+    return {name: named.get(name, PENALTY_WEIGHTS[name]) for name in recipe.penalties}
+
+
+def _listed(recipe: Answers) -> str:
+    return "{" + ", ".join(f"{name}: {PENALTY_WEIGHTS[name]:g}" for name in recipe.penalties) + "}"

@@ -1,0 +1,119 @@
+"""Rows merge question by question; what makes no sense is refused with the reason."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+
+import pytest
+
+from constrained_adapters.config import MethodConfig
+from constrained_adapters.errors import ConfigError, UnknownNameError
+from constrained_adapters.recipes import ALIASES, RECIPES, combine, find_recipe, penalty_weights, recipe_names
+
+
+def answers(recipe: str):
+    return find_recipe(MethodConfig(recipe=recipe))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_row_alone_is_what_it_says(name):
+    row, merged = RECIPES[name], combine([RECIPES[name]])
+    assert merged.name == name
+    assert merged.trained == (row.trained or row.usual or "adapters")
+    assert merged.keeps_old_data == row.keeps_old_data
+    assert merged.constraint == (row.constraint or "none")
+    assert len(merged.penalties) == len(row.penalties)
+
+
+def test_penalties_and_rehearsals_add_up_and_the_default_answers_the_rest():
+    merged = answers("olora + replay + ewc")
+    assert (merged.trained, merged.scored, merged.constraint) == ("adapters", "together", "none")
+    assert merged.penalties == ("ewc_lora", "olora")
+    assert merged.rehearsals == ("replay",)
+    assert merged.keeps_old_data
+    both = answers("crma + replay + ewc_lora")
+    assert (both.constraint, both.start, both.strength, both.penalties) == (
+        "fisher",
+        "inputs",
+        RECIPES["crma"].strength,
+        ("ewc_lora",),
+    )
+
+
+def test_ewc_holds_all_weights_alone_and_the_update_of_adapters():
+    assert (answers("ewc").trained, answers("ewc").penalties) == ("weights", ("ewc",))
+    assert (answers("replay + ewc").trained, answers("replay + ewc").penalties) == ("weights", ("ewc",))
+    on_adapters = answers("lora + ewc")
+    assert (on_adapters.trained, on_adapters.penalties) == ("adapters", ("ewc_lora",))
+    assert answers("ewc + ewc_lora").penalties == ("ewc_lora",)  # one penalty, named twice
+
+
+def test_the_order_of_the_names_does_not_matter():
+    for pair in itertools.permutations(["lora", "replay", "ewc", "olora"]):
+        merged = combine([RECIPES[name] for name in pair])
+        assert {**vars(merged), "name": ""} == {**vars(answers("lora + replay + ewc + olora")), "name": ""}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "reason"),
+    [
+        ("olora + full", "'olora' and 'full' do not go together: what is trained has one answer"),
+        ("crma + full", "'crma' and 'full' do not go together: what is trained has one answer"),
+        ("crma + orthogonal", "'crma' and 'orthogonal' do not go together: how memories bind a step"),
+        ("osf + lora", "'osf' and 'lora' do not go together: what is trained has one answer"),
+        ("osf + ewc", "no weight persists for 'ewc'"),
+        ("base + replay", "'base' trains nothing, so nothing can be added to it"),
+        ("joint + replay", "'joint' has all data already, 'replay' adds none to it"),
+        ("joint + ewc", "there is no finished domain for 'ewc"),
+        ("separate + ewc", "'ewc_lora' would protect what nothing can harm"),
+        ("separate + crma", "'fisher' would protect what nothing can harm"),
+        ("separate + replay", "need not know the others' examples"),
+        ("lora + replay + lora", "'lora' is there twice"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_the_reason(recipe, reason):
+    with pytest.raises(ConfigError, match=reason) as error:
+        answers(recipe)
+    assert error.value.got and error.value.expected
+    assert recipe.split(" + ")[0] in error.value.got
+
+
+def test_names_are_read_in_any_spacing_and_an_unknown_one_has_its_nearest():
+    assert recipe_names("crma+ replay") == ["crma", "replay"]
+    assert MethodConfig(recipe="crma+ replay").name == "crma + replay"
+    for alias, name in ALIASES.items():
+        assert recipe_names(alias) == [name]
+    with pytest.raises(UnknownNameError, match=r"no recipe named 'relpay'(?s:.*)Try: +replay"):
+        recipe_names("crma + relpay")
+
+
+def test_each_penalty_has_a_weight_of_its_own():
+    assert penalty_weights(MethodConfig(recipe="lora + ewc", penalty_weight=3.0)) == {"ewc_lora": 3.0}
+    assert penalty_weights(MethodConfig(recipe="olora + ewc")) == {"ewc_lora": 100.0, "olora": 0.5}
+    given = MethodConfig(recipe="olora + ewc", penalty_weight={"ewc": 7.0})
+    assert penalty_weights(given) == {"ewc_lora": 7.0, "olora": 0.5}
+    assert penalty_weights(MethodConfig(recipe="lora")) == {}
+    with pytest.raises(
+        ConfigError, match=r"one penalty_weight for 2 penalties(?s:.*)\{ewc_lora: 100, olora: 0.5\}"
+    ):
+        find_recipe(MethodConfig(recipe="olora + ewc", penalty_weight=3.0))
+    with pytest.raises(ConfigError, match="'olora' has no penalty 'ewc_lora'"):
+        find_recipe(MethodConfig(recipe="olora", penalty_weight={"ewc": 3.0}))
+
+
+def test_a_combination_has_the_settings_of_its_rows_and_no_others():
+    method = MethodConfig(
+        recipe="crma + replay", replay_ratio=0.3, constraint_strength=0.9, learning_rate=1e-3
+    )
+    assert find_recipe(method).effective_settings == (
+        combine([RECIPES["crma"]]).effective_settings | combine([RECIPES["replay"]]).effective_settings
+    )
+    with pytest.raises(ConfigError, match=r"'penalty_weight' has no effect on the recipe 'crma \+ replay'"):
+        find_recipe(MethodConfig(recipe="crma + replay", penalty_weight=1.0))
+
+
+def test_the_rows_are_read_without_torch():
+    code = "import sys, constrained_adapters.recipes; assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
