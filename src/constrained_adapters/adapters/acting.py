@@ -23,7 +23,8 @@ from torch import Tensor
 
 from constrained_adapters.adapters.concatenate import is_plain
 from constrained_adapters.adapters.folding import Fold
-from constrained_adapters.adapters.mixed import MixedBatch, StackCache
+from constrained_adapters.adapters.mixed import MixedBatch
+from constrained_adapters.adapters.row_pairs import RowPairs
 
 NOT_MATRICES = (Embedding, MultiheadAttention, ParamWrapper, _ConvNd)
 """PEFT's layers that are no ``x → W x``; they stay PEFT's."""
@@ -42,7 +43,6 @@ class ActingAdapters:
         self.epoch = 0
         self.num_off = 0
         self.mixed: MixedBatch | None = None
-        self.stacks = StackCache()
 
     def adopt(self, layers: Mapping[str, LoraLayer]) -> None:
         """Take over the forward pass of ``layers``; those taken over before stay so."""
@@ -67,7 +67,7 @@ class ActingAdapters:
         """Free all that was made of the adapters, such as before a move; it is made again when needed."""
         for adapted in self.layers.values():
             adapted.fold.release()
-        self.stacks.drop()
+            adapted.pairs.release()
         self.epoch += 1
 
     def mixable(self, adapter: str) -> bool:
@@ -100,6 +100,7 @@ class AdaptedLayer:
         self.layer = layer
         self.acting = acting
         self.fold = Fold(layer)
+        self.pairs = RowPairs(layer)
         self.epoch = -1
         self.watches_adapters = False
         """Whether it looks for adapters that were written to from outside, for all layers."""
@@ -113,7 +114,7 @@ class AdaptedLayer:
             result = layer.base_layer(x, *args, **kwargs)
             return result
         if acting.mixed is not None:
-            return acting.mixed.output(layer, x, *args, **kwargs)
+            return acting.mixed.output(self.pairs, x, *args, **kwargs)
         ours = layer._active_adapter is acting.active and not layer._disable_adapters
         ours = ours and not layer.merged_adapters
         if ours and not args and not kwargs:

@@ -167,7 +167,7 @@ class AdapterSet(AdapterPasses):
         self._apply_layers()  # else PEFT picks another active adapter by itself
         super().delete_adapter(deleted)
         self._adopt_layers()
-        self._acting.stacks.drop(deleted)
+        self._acting.release()
         self._apply_active()
 
     def unload(self) -> PreTrainedModel:

@@ -136,7 +136,7 @@ class AdapterPasses(PeftModelForCausalLM):
             ConfigError: There is no entry, or a weight is not a finite number.
             UnknownNameError: A name is no adapter.
         """
-        batch = MixedBatch(rows, layers=self._acting_layers(), cache=self._acting.stacks, known=self._mixable)
+        batch = MixedBatch(rows, known=self._mixable)
         with self._acting.mixing(batch):
             yield batch
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from constrained_adapters.adapters import row_pairs
+from constrained_adapters.adapters.concatenate import concatenate
 from constrained_adapters.adapters.lora import adapter_pairs, delta_weight
 from constrained_adapters.errors import AdapterStateError, ConfigError, UnknownNameError
 
@@ -196,33 +198,59 @@ def test_a_layer_adds_the_weighted_deltas_of_each_row(model, rows, expanded, fla
 
 
 @torch.no_grad()
-def test_stacks_are_kept_and_dropped_with_their_adapters(model, tmp_path):
+def test_only_changed_entries_are_written(model, monkeypatch):
+    """Per layer one copy of an entry, and none of one that stays as it is or goes through the base."""
+    written = []
+
+    def counted(layer, scalings):
+        written.append(set(scalings))
+        return concatenate(layer, scalings)
+
+    monkeypatch.setattr(row_pairs, "concatenate", counted)
+    batch = prompts(3)
+    layers = len(list(adapter_pairs(model, "law")))
+    with model.mixed_batch(["law"]) as mixed:
+        for rows, num_copies in [
+            (["law", "数学", "__base__"], 2),
+            (["law", "medicine", "__base__"], 1),
+            (["law", "__base__", {"medicine": 0.5}], 1),
+            (["law", "medicine", {"medicine": 0.5}], 1),
+        ]:
+            mixed.set_rows(rows)
+            written.clear()
+            model(**batch)
+            assert len(written) == num_copies * layers
+            model(**batch)
+            assert len(written) == num_copies * layers
+    written.clear()
+    model(**batch, adapter_names=["law", "medicine", {"medicine": 0.5}])
+    assert not written
+
+
+@torch.no_grad()
+def test_few_adapters_are_shared_and_many_are_not(model):
+    """The copies of a pair per row are at most twice the adapters."""
+    layer = next(iter(model._acting.layers.values()))
+    for rows, num_pairs in [(["law"] * 2, 2), (["law"] * 3, 1), (["law", "数学"] * 2, 2), (NAMES, 3)]:
+        model(**prompts(len(rows)), adapter_names=rows)
+        assert layer.pairs._num_pairs == num_pairs
+        assert (layer.pairs._gates is not None) == (num_pairs < len(rows))
+
+
+@torch.no_grad()
+def test_pairs_follow_their_adapters(model, tmp_path):
     batch = prompts(2)
-    cache = model._acting.stacks
 
     def run(*rows):
         return model(**batch, adapter_names=list(rows)).logits
 
-    def first():
-        return next(iter(next(reversed(cache._sets.values())).stacks.values()))
-
-    run("law", "medicine")
-    made = first()
     one = run("medicine", "medicine")
-    assert first() is made  # the larger set serves the smaller one
-    run("law", "medicine")
-    assert first() is made
-    run("数学", "medicine")
-    run("law", "数学")
-    assert len(cache._sets) == 2
-
     model.save_adapter(tmp_path / "medicine", "medicine")
     for pair in adapter_pairs(model, "medicine"):
         pair.b.mul_(2.0)
-    doubled = run("medicine", "medicine")
-    assert not torch.allclose(doubled, one, atol=1e-3)
+    assert not torch.allclose(run("medicine", "medicine"), one, atol=1e-3)
     model.delete_adapter("medicine")
-    assert not any("medicine" in key for key in cache._sets)
+    assert all(layer.pairs._a is None for layer in model._acting.layers.values())
     model.load_adapter(tmp_path / "medicine")
     assert torch.allclose(run("medicine", "medicine"), one, atol=1e-5)
 
