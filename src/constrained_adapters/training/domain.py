@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from constrained_adapters.config import TrainingConfig
-from constrained_adapters.data.tokens import collate
+from constrained_adapters.data.tokens import TokenDataset, collate
 from constrained_adapters.errors import TrainingError, UnknownNameError
+from constrained_adapters.objectives import CrossEntropy, LabelledDataset, Objective, collate_labelled
 from constrained_adapters.training.callbacks import (
     CheckpointSealer,
     CurveRecorder,
     ProgressTeller,
     last_whole_checkpoint,
 )
+from constrained_adapters.training.objective_trainer import ObjectiveTrainer
 from constrained_adapters.training.observer import RunObserver
-from constrained_adapters.training.shared_prefix import SharedPrefixTrainer
 from constrained_adapters.workspace.atomic import disk_errors
 
 
@@ -42,7 +42,7 @@ class TrainingRecord:
 def train_domain(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    dataset: Dataset[dict[str, list[int]]],
+    dataset: TokenDataset | LabelledDataset,
     settings: TrainingConfig,
     *,
     method: str,
@@ -52,13 +52,14 @@ def train_domain(
     folder: Path,
     observer: RunObserver,
     in_order: bool = False,
+    objective: Objective | None = None,
 ) -> TrainingRecord:
     """Train the model's trainable parameters; go on from the last whole checkpoint in ``folder``.
 
     Args:
         model: A causal language model of transformers or PEFT.
         tokenizer: Says how rows are padded.
-        dataset: Rows with ``input_ids`` and ``labels``.
+        dataset: Rows as they are, or as the objective has prepared them.
         settings: ``training:`` of crma.yaml.
         method: Named to the observer.
         domain: Named to the observer and in errors.
@@ -67,6 +68,7 @@ def train_domain(
         folder: Of the checkpoints.
         observer: Told about each step.
         in_order: Take the rows as they stand instead of shuffling them.
+        objective: What is minimised; cross-entropy where none is given.
 
     Raises:
         TrainingError: The loss is not finite, or memory ran out.
@@ -74,10 +76,12 @@ def train_domain(
     """
     folder.mkdir(parents=True, exist_ok=True)
     recorder = CurveRecorder()
+    prepared = isinstance(dataset, LabelledDataset)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
-        trainer_class = SharedPrefixTrainer if settings.share_prefixes else Trainer
-        trainer = trainer_class(
+        trainer = ObjectiveTrainer(
+            objective=objective or CrossEntropy(),
+            share_prefixes=settings.share_prefixes,
             model=model,
             args=training_arguments(
                 settings,
@@ -88,7 +92,7 @@ def train_domain(
                 in_order=in_order,
             ),
             train_dataset=dataset,
-            data_collator=_collator(tokenizer),
+            data_collator=_collator(tokenizer, collate_labelled if prepared else collate),
             callbacks=[recorder, ProgressTeller(observer, method, domain), CheckpointSealer()],
         )
         _drop_printing(trainer)
@@ -171,12 +175,9 @@ def _without_bars() -> Iterator[None]:
 
 
 def _collator(
-    tokenizer: PreTrainedTokenizerBase,
-) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
-    def pad(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return collate(features, pad_token_id=int(tokenizer.pad_token_id))
-
-    return pad
+    tokenizer: PreTrainedTokenizerBase, pad: Callable[[Any, int], dict[str, Any]]
+) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+    return lambda features: pad(features, int(tokenizer.pad_token_id))
 
 
 def _drop_printing(trainer: Trainer) -> None:
@@ -188,7 +189,8 @@ def _drop_printing(trainer: Trainer) -> None:
 def _record(trainer: Trainer, domain: str) -> TrainingRecord:
     recorder = next(c for c in trainer.callback_handler.callbacks if isinstance(c, CurveRecorder))
     record = TrainingRecord()
-    for name in ("loss", "learning_rate", "grad_norm"):
+    terms = {name for entry in trainer.state.log_history for name in entry if name.startswith("loss_")}
+    for name in ("loss", "learning_rate", "grad_norm", *sorted(terms)):
         points = [
             (int(entry["step"]), float(entry[name])) for entry in trainer.state.log_history if name in entry
         ]

@@ -1,0 +1,81 @@
+"""A Trainer that minimises an objective, and computes what the examples of a batch share only once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from constrained_adapters.data.tokens import IGNORED
+from constrained_adapters.objectives import Objective, WeightedSum, is_plain
+from constrained_adapters.objectives.label_logits import batch_tree, padded_label_logits, tree_label_logits
+
+
+class ObjectiveTrainer(Trainer):
+    """The stock Trainer with a loss of ours; plain cross-entropy is the model's own where nothing is shared.
+
+    Args:
+        objective: What is minimised.
+        share_prefixes: Whether the rows of a batch are read as one tree, where the model can read one.
+        options: Of Trainer.
+    """
+
+    def __init__(self, *, objective: Objective, share_prefixes: bool, **options: Any) -> None:
+        super().__init__(**options)
+        self._objective, self._share = objective, share_prefixes
+        self._terms: dict[str, Tensor] = {}
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective's sum over the scored tokens, divided by ``num_items_in_batch`` where given.
+
+        It is divided by the number of labels of this batch else. A batch without any label adds nothing.
+        """
+        scored = inputs.pop("scored", None)
+        extras = inputs.pop("extras", {})
+        counted = inputs["labels"] != IGNORED
+        if scored is None:
+            scored = counted
+        padded = (inputs["input_ids"], inputs["attention_mask"], scored)
+        tree = batch_tree(model, *padded) if self._share and not return_outputs else None
+        if return_outputs or (tree is None and is_plain(self._objective)):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if tree is None and not scored[:, 1:].any():
+            return sum((p.sum() * 0.0 for p in model.parameters() if p.requires_grad), start=torch.zeros(()))
+        read = padded_label_logits(model, *padded) if tree is None else tree_label_logits(model, tree)
+        columns = {name: column[scored] for name, column in extras.items()}
+        if num_items_in_batch is None:
+            return self._total(*read, columns, counted[:, 1:].sum(), self.current_gradient_accumulation_steps)
+        # Trainer has added the labels up over the processes, whose gradients will be averaged.
+        return self._total(*read, columns, num_items_in_batch, 1) * self.accelerator.num_processes
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """With each term of a sum beside the loss of a step, as ``loss_NAME``."""
+        if "loss" in logs:
+            logs.update({f"loss_{name}": float(value) for name, value in self._terms.items()})
+            self._terms = {}
+        super().log(logs, start_time)
+
+    def _total(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        columns: dict[str, Tensor],
+        count: Tensor | int,
+        num_batches: int,
+    ) -> Tensor:
+        """The mean over ``count`` labels; terms are noted as shares of the ``num_batches`` of a step."""
+        if not isinstance(self._objective, WeightedSum):
+            return self._objective.loss(logits, targets, columns) / count
+        parts = self._objective.weighted_terms(logits, targets, columns)
+        for name, part in parts.items():
+            before = self._terms.get(name, torch.zeros((), device=part.device))
+            self._terms[name] = before + part.detach() / (count * num_batches)
+        return sum(parts.values(), start=logits.new_zeros(())) / count
