@@ -289,6 +289,13 @@ class MethodConfig(Settings):
     penalty_weight: Weight | dict[str, Weight] | None = None
     replay_ratio: float | None = Field(default=None, ge=0, le=1)
     replay_capacity: int | None = Field(default=None, ge=1)
+    label_smoothing: float | None = Field(default=None, ge=0, lt=1)
+    distillation_weight: Weight | None = None
+    distillation_temperature: float | None = Field(default=None, gt=0)
+    distillation_top_k: int | None = Field(default=None, ge=1)
+    num_layers: int | None = Field(default=None, ge=0)
+    width: int | None = Field(default=None, ge=1)
+    stm_threshold: float | None = Field(default=None, gt=1)
 
     @model_validator(mode="before")
     @classmethod

@@ -70,6 +70,12 @@ class FrequentDirections:
         other._buffer, other._filled = self._buffer * scale**0.5, self._filled
         return other
 
+    def to(self, device: torch.device | str) -> FrequentDirections:
+        """The sketch on another device."""
+        other = self.scaled(1.0)
+        other.diagonal, other._buffer = other.diagonal.to(device), other._buffer.to(device)
+        return other
+
     def _shrink(self) -> None:
         """B ← (Σ² − σ_ℓ² I)₊^½ Vᵀ, at most ℓ − 1 rows, through the Gram matrix instead of an SVD."""
         gram = (self._buffer @ self._buffer.T).double()

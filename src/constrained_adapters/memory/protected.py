@@ -1,9 +1,10 @@
-"""The input directions that finished domains need, one orthonormal basis per input.
+"""The inputs that finished domains need: one orthonormal basis per input, and the sum of all that matters.
 
 Each domain in turn adds the fewest directions with which the basis holds its share of *its own* input
 factor's trace (GPM, Saha et al. 2021, arXiv 2103.09762, equations 8 and 9), so no domain's share is thinned
-out by the others, however many there are. The basis never holds more than d_in directions: the cost does not
-grow with the number of domains.
+out by the others, however many there are. Beside the basis stands the sum of the domains' whole factors, each
+at trace one: what they need a little, which no basis can hold without filling up. Neither grows with the
+number of domains.
 
 Axis letters: d width, k protected directions.
 """
@@ -17,22 +18,24 @@ import torch
 from torch import Tensor
 
 from constrained_adapters.memory.factors import Factor
+from constrained_adapters.memory.frequent_directions import FrequentDirections
 from constrained_adapters.memory.kfac import BASE_DOMAIN, KFACMemory
+from constrained_adapters.memory.statistics import SKETCH_ROWS, WIDE, Covariance
 
 InputKind = Literal["sensitivity", "energy"]
-DOMAIN_LEAK = 0.25
-"""What a finished domain may leak at most, as a share of what the base's own text may."""
+DOMAIN_LEAK = 0.5
+"""What stays open of a finished domain, as a share of what stays open of the base's own text."""
 
 
 def protected_share(kind: InputKind, domain: str, strength: float) -> float:
     """Which share of a domain's input factor is protected at a ``constraint_strength``.
 
     All that occurs (``energy``): the strength itself, as in GPM. What reaches an answer (``sensitivity``):
-    of the base's own text the strength; a finished domain may leak a quarter of what the base may, because
-    its answers rest on few directions and the last hundredths of them count (docs/log.md).
+    of the base's own text the strength, of a finished domain half way from there to all of it, because its
+    answers rest on few directions (docs/log.md).
 
-    >>> round(protected_share("sensitivity", "law", 0.9), 4)
-    0.975
+    >>> round(protected_share("sensitivity", "law", 0.8), 4)
+    0.9
     """
     if kind == "energy" or domain == BASE_DOMAIN:
         return strength
@@ -51,6 +54,19 @@ class ProtectedSpace:
         self.kind, self.strength = kind, strength
         self._memories: list[KFACMemory] = []
         self._bases: dict[str, Tensor] = {}
+        self._sums: dict[str, Covariance] = {}
+
+    def sums(self, memories: Sequence[KFACMemory]) -> dict[str, Covariance]:
+        """Per adapted module the sum over the memories of its input's factor, each at trace one.
+
+        Args:
+            memories: As for :meth:`bases`.
+
+        Returns:
+            Matrices (d_in, d_in), above a width of 2048 sketches; modules that read one input share one.
+        """
+        self.bases(memories)
+        return dict(self._sums)
 
     def bases(self, memories: Sequence[KFACMemory]) -> dict[str, Tensor]:
         """One basis per adapted module, shape (d_in, k); modules that read one input share one tensor.
@@ -60,7 +76,7 @@ class ProtectedSpace:
         """
         known = len(self._memories)
         if [id(memory) for memory in memories[:known]] != [id(memory) for memory in self._memories]:
-            self._memories, self._bases, known = [], {}, 0
+            self._memories, self._bases, self._sums, known = [], {}, {}, 0
         for memory in memories[known:]:
             self._extend(memory)
         return dict(self._bases)
@@ -69,11 +85,18 @@ class ProtectedSpace:
         share = protected_share(self.kind, memory.domain, self.strength)
         # Which modules share an input can differ between memories: it depends on what was adapted then.
         extended: dict[tuple[int, str], Tensor] = {}
+        summed: dict[tuple[int, str], Covariance] = {}
         for module, key in memory.groups.items():
-            basis = self._bases.get(module)
+            factor, basis, total = (
+                memory.inputs[key][self.kind],
+                self._bases.get(module),
+                self._sums.get(module),
+            )
             if (id(basis), key) not in extended:
-                extended[id(basis), key] = extend_basis(basis, memory.inputs[key][self.kind], share)
-            self._bases[module] = extended[id(basis), key]
+                extended[id(basis), key] = extend_basis(basis, factor, share)
+            if (id(total), key) not in summed:
+                summed[id(total), key] = _with_factor(total, factor)
+            self._bases[module], self._sums[module] = extended[id(basis), key], summed[id(total), key]
         self._memories.append(memory)
 
 
@@ -108,3 +131,19 @@ def extend_basis(basis: Tensor | None, factor: Factor, share: float) -> Tensor:
     count = int((torch.cumsum(values, 0) < missing * (1 - 1e-6)).sum()) + 1
     joined: Tensor = torch.linalg.qr(torch.cat([basis, (exact @ right[:, :count]).float()], dim=1)).Q
     return joined.contiguous()
+
+
+def _with_factor(total: Covariance | None, factor: Factor) -> Covariance:
+    """``total`` and the factor at trace one, as a new object."""
+    scale = 1.0 / max(factor.trace, 1e-30)
+    if factor.width <= WIDE:
+        dense = scale * factor.dense()
+        return dense if total is None else dense + total  # type: ignore[operator]  # of one width, so dense too
+    sketch = (
+        total.scaled(1.0)
+        if isinstance(total, FrequentDirections)
+        else FrequentDirections(factor.width, SKETCH_ROWS)
+    )
+    sketch.update((factor.vectors * (scale * factor.values).sqrt()).T)
+    sketch.diagonal += scale * factor.rest
+    return sketch

@@ -28,9 +28,9 @@ AUTO_STRENGTHS = (0.99, 0.97, 0.95, 0.9, 0.8, 0.7)
 """What ``constraint_strength="auto"`` chooses from, strictest first."""
 AUTO_RANKS = (4, 8, 16, 32, 64, 128)
 """What ``adapter_dim="auto"`` chooses from."""
-LEAST_OPEN_SHARE = 0.04
-"""Share of the gradient's squared norm that the chosen strength leaves open: a fifth of the norm, so that a
-first step of given length still gains a fifth of what it would without a constraint (docs/methods.md)."""
+LEAST_OPEN_SHARE = 0.1
+"""Share of the gradient's squared norm that the chosen strength leaves open: a third of the norm, so that a
+first step of given length still gains a third of what it would without a constraint (docs/methods.md)."""
 RANK_SHARE = 0.9
 """Share of the gain at the largest rank that the chosen rank reaches."""
 PROBE_ROWS = 32

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
+from peft.utils.integrations import dequantize_module_weight
+from torch import Tensor
 
 from constrained_adapters.adapters.lora import AdapterPair
 from constrained_adapters.config import CRMAConfig
@@ -14,6 +17,8 @@ from constrained_adapters.constraints import (
     PredictedGradientConstraint,
     SubspaceConstraint,
 )
+from constrained_adapters.constraints.in_turn import InTurn
+from constrained_adapters.constraints.output_change import OutputChangeConstraint, weighted_square
 from constrained_adapters.constraints.predicted import Curvature
 from constrained_adapters.errors import ModelError
 from constrained_adapters.memory.factors import Factor
@@ -77,14 +82,16 @@ def protected_space(config: CRMAConfig, strength: float | None = None) -> Protec
 
 def make_constraint(
     pairs: Sequence[AdapterPair],
+    layers: Mapping[str, Any],
     memories: Sequence[KFACMemory],
     config: CRMAConfig,
     space: ProtectedSpace | None = None,
 ) -> Constraint:
-    """Build the constraint of ``config.constraint_type`` at ``config.constraint_strength``.
+    """Build what ``config.constraint_type`` binds steps with, at ``config.constraint_strength``.
 
     Args:
         pairs: The (A, B) in training.
+        layers: The adapted layers by the pairs' modules.
         memories: Of the finished domains, oldest first.
         config: Its type must not be ``none``.
         space: What was computed for earlier domains, from :func:`protected_space`.
@@ -93,15 +100,52 @@ def make_constraint(
         ModelError: A memory lacks an adapted layer.
     """
     check_layers(memories, [pair.module for pair in pairs])
-    if config.constraint_type in SUBSPACE_TYPES:
-        bases = (space or protected_space(config)).bases(memories)
-        matrices = {f"{index}": pair.a for index, pair in enumerate(pairs)}
-        named = {f"{index}": bases[pair.module] for index, pair in enumerate(pairs) if pair.module in bases}
-        return SubspaceConstraint(matrices, named, free=[pair.b for pair in pairs])
-    domains = [_curvatures(pairs, memory) for memory in memories]
-    kind = config.constraint_type
-    assert kind in {"gem", "agem", "diagonal"}, kind
-    return PredictedGradientConstraint(pairs, domains, kind, config.effective_strength)
+    if config.constraint_type not in SUBSPACE_TYPES:
+        domains = [_curvatures(pairs, memory) for memory in memories]
+        kind = config.constraint_type
+        assert kind in {"gem", "agem", "diagonal"}, kind
+        return PredictedGradientConstraint(pairs, domains, kind, config.effective_strength)
+    space = space or protected_space(config)
+    bases = space.bases(memories)
+    matrices = {f"{index}": pair.a for index, pair in enumerate(pairs)}
+    named = {f"{index}": bases[pair.module] for index, pair in enumerate(pairs) if pair.module in bases}
+    closed = SubspaceConstraint(matrices, named, free=[pair.b for pair in pairs])
+    if config.constraint_type != "fisher" or config.penalty_weight == 0.0 or not memories:
+        return closed
+    return InTurn([output_change(pairs, layers, memories, space, config.penalty_weight), closed])
+
+
+def output_change(
+    pairs: Sequence[AdapterPair],
+    layers: Mapping[str, Any],
+    memories: Sequence[KFACMemory],
+    space: ProtectedSpace,
+    weight: float,
+) -> OutputChangeConstraint:
+    """The penalty on what ``space`` leaves open.
+
+    Args:
+        pairs: The (A, B) in training.
+        layers: The adapted layers by the pairs' modules.
+        memories: Of the finished domains.
+        space: Whose sums of the memories' inputs weigh the change.
+        weight: λ.
+    """
+    sums = space.sums(memories)
+    outputs = {
+        pair.module: weighted_square(base_weight(layers[pair.module]), sums[pair.module].to(pair.a.device))
+        for pair in pairs
+        if pair.module in sums
+    }
+    return OutputChangeConstraint(pairs, sums, outputs, sum(m.num_domains for m in memories), weight)
+
+
+@torch.no_grad()
+def base_weight(layer: Any) -> Tensor:
+    """W (d_out, d_in) of an adapted layer's base, dequantised where it is packed."""
+    base = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
+    weight: Tensor = dequantize_module_weight(base)
+    return weight.T if type(base).__name__ == "Conv1D" else weight
 
 
 def _curvatures(pairs: Sequence[AdapterPair], memory: KFACMemory) -> list[Curvature]:

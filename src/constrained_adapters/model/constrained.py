@@ -75,7 +75,7 @@ class ConstrainedSet(AdapterSet, ABC):
         memories = self._memories_for(trainable)
         pairs = [pair for name in trainable for pair in adapter_pairs(self, name)]
         space = self._protected_space(self._strength_of(trainable))
-        constraint = make_constraint(pairs, memories, self.crma_config, space)
+        constraint = make_constraint(pairs, self._layers(), memories, self.crma_config, space)
         constraint.after_step()
         self._attachment = attach(
             constraint, domain=", ".join(trainable), on_step=_note_in(weakref.ref(self)), owner=self
@@ -369,6 +369,6 @@ def _note_in(model: weakref.ref[ConstrainedSet]) -> Callable[[Mapping[str, Tenso
     def note(measured: Mapping[str, Tensor]) -> None:
         there = model()
         if there is not None:
-            there.last_measurements = {key: float(value) for key, value in measured.items()}
+            there.last_measurements |= {key: float(value) for key, value in measured.items()}
 
     return note

@@ -33,6 +33,13 @@ def make_pairs():
 
 
 @pytest.fixture
+def layers() -> dict[str, nn.Linear]:
+    """The layers that the pairs of :func:`make_pairs` are on."""
+    torch.manual_seed(7)
+    return {name: nn.Linear(d_in, d_out) for name, (d_out, d_in) in SHAPES.items()}
+
+
+@pytest.fixture
 def make_memory():
     def make(seed: int, directions: int = 2) -> KFACMemory:
         generator = torch.Generator().manual_seed(1000 + seed)

@@ -66,23 +66,23 @@ def conflicting(pairs, memories) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["agem", "diagonal"])
-def test_the_predicted_gradients_are_those_of_the_predicted_increase(make_pairs, make_memory, kind):
+def test_the_predicted_gradients_are_those_of_the_predicted_increase(layers, make_pairs, make_memory, kind):
     """A gradient straight against their sum is removed whole, and only then."""
     pairs, memories = make_pairs(), [make_memory(0), make_memory(1)]
     total = sum(predicted(pairs, memory, diagonal=kind == "diagonal") for memory in memories)
     put(pairs, -total)
-    constraint = make_constraint(pairs, memories, config(kind, 1.0 - 1e-9))
+    constraint = make_constraint(pairs, layers, memories, config(kind, 1.0 - 1e-9))
     constraint.before_step()
     assert float(gradients(pairs).norm() / total.norm()) < 1e-5
     assert float(constraint.measurements()["conflict"]) == pytest.approx(-1.0, abs=1e-5)
     assert float(constraint.measurements()["removed_ratio"]) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_gem_keeps_the_predicted_increase_of_every_domain_from_rising(make_pairs, make_memory):
+def test_gem_keeps_the_predicted_increase_of_every_domain_from_rising(layers, make_pairs, make_memory):
     pairs, memories = make_pairs(), [make_memory(i) for i in range(3)]
     put(pairs, conflicting(pairs, memories))
     before = gradients(pairs)
-    make_constraint(pairs, memories, config("gem", 1.0 - 1e-9)).before_step()
+    make_constraint(pairs, layers, memories, config("gem", 1.0 - 1e-9)).before_step()
     after = gradients(pairs).double()
     rows = torch.stack([predicted(pairs, memory) for memory in memories])
     assert float((rows / rows.norm(dim=1, keepdim=True) @ before.double()).max()) < -0.1
@@ -90,7 +90,7 @@ def test_gem_keeps_the_predicted_increase_of_every_domain_from_rising(make_pairs
     torch.testing.assert_close(after, nearest(before.double(), rows), rtol=1e-3, atol=1e-4)
 
 
-def test_agem_binds_the_sum_alone_and_gem_every_domain(make_pairs, make_memory):
+def test_agem_binds_the_sum_alone_and_gem_every_domain(layers, make_pairs, make_memory):
     memories = [make_memory(i) for i in range(3)]
     found = {}
     for kind in ("agem", "gem"):
@@ -100,64 +100,64 @@ def test_agem_binds_the_sum_alone_and_gem_every_domain(make_pairs, make_memory):
         against = rows.sum(0) / rows.sum(0).norm() - 1.1 * rows[0] / rows[0].norm()
         assert float(rows[0] @ against) < 0.0 < float(rows.sum(0) @ against)
         put(pairs, against)
-        make_constraint(pairs, memories, config(kind, 1.0 - 1e-9)).before_step()
+        make_constraint(pairs, layers, memories, config(kind, 1.0 - 1e-9)).before_step()
         found[kind] = gradients(pairs).double()
     torch.testing.assert_close(found["agem"], against, rtol=1e-5, atol=1e-6)
     assert float(rows[0] @ found["gem"] / rows[0].norm()) >= -1e-5
 
 
 @pytest.mark.parametrize("kind", ["gem", "agem", "diagonal"])
-def test_strength_scales_what_is_removed(make_pairs, make_memory, kind):
+def test_strength_scales_what_is_removed(layers, make_pairs, make_memory, kind):
     removed = []
     for strength in (1.0 - 1e-9, 0.75):
         pairs, memories = make_pairs(), [make_memory(0), make_memory(1)]
         put(pairs, conflicting(pairs, memories))
         before = gradients(pairs)
-        make_constraint(pairs, memories, config(kind, strength)).before_step()
+        make_constraint(pairs, layers, memories, config(kind, strength)).before_step()
         removed.append(gradients(pairs) - before)
     assert float(removed[0].norm()) > 0.1
     torch.testing.assert_close(removed[1], 0.75 * removed[0], rtol=1e-3, atol=1e-5)
 
 
-def test_gem_with_one_memory_is_agem(make_pairs, make_memory):
+def test_gem_with_one_memory_is_agem(layers, make_pairs, make_memory):
     found = []
     for kind in ("gem", "agem"):
         pairs, memory = make_pairs(), make_memory(0)
         put(pairs, conflicting(pairs, [memory]))
-        constraint = make_constraint(pairs, [memory], config(kind))
+        constraint = make_constraint(pairs, layers, [memory], config(kind))
         constraint.before_step()
         assert float(constraint.measurements()["removed_ratio"]) > 0.1
         found.append(gradients(pairs))
     assert torch.equal(*found)
 
 
-def test_b_at_zero_has_no_predicted_gradient_and_gives_no_nan(make_pairs, make_memory, set_gradients):
+def test_b_at_zero_has_no_predicted_gradient_and_gives_no_nan(layers, make_pairs, make_memory, set_gradients):
     pairs = make_pairs()
     for pair in pairs:
         pair.b.data.zero_()
     set_gradients(pairs)
     before = gradients(pairs)
-    constraint = make_constraint(pairs, [make_memory(0)], config("gem"))
+    constraint = make_constraint(pairs, layers, [make_memory(0)], config("gem"))
     constraint.before_step()
     assert torch.equal(gradients(pairs), before)
     assert all(float(value) == 0.0 for value in constraint.measurements().values())
 
 
-def test_a_parameter_without_gradient_does_not_switch_it_off(make_pairs, make_memory, set_gradients):
+def test_a_parameter_without_gradient_does_not_switch_it_off(layers, make_pairs, make_memory, set_gradients):
     pairs, memory = make_pairs(), make_memory(0)
     wanted = predicted(pairs, memory)
     put(pairs, -wanted)
     pairs[0].a.grad = pairs[2].b.grad = None
-    make_constraint(pairs, [memory], config("gem", 1.0 - 1e-9)).before_step()
+    make_constraint(pairs, layers, [memory], config("gem", 1.0 - 1e-9)).before_step()
     left = [p.grad for pair in pairs for p in (pair.a, pair.b) if p.grad is not None]
     assert len(left) == 4
     assert max(float(g.abs().max()) for g in left) < 1e-4 * float(wanted.abs().max())
 
 
-def test_measurements_are_of_this_step_not_of_an_earlier_one(make_pairs, make_memory):
+def test_measurements_are_of_this_step_not_of_an_earlier_one(layers, make_pairs, make_memory):
     pairs, memory = make_pairs(), make_memory(0)
     put(pairs, -predicted(pairs, memory))
-    constraint = make_constraint(pairs, [memory], config("gem"))
+    constraint = make_constraint(pairs, layers, [memory], config("gem"))
     constraint.before_step()
     for pair in pairs:
         pair.a.grad = pair.b.grad = None

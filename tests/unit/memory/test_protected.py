@@ -134,13 +134,13 @@ def test_without_memories_there_is_nothing_to_protect():
 
 @steady
 @given(st.floats(0.0, 1.0))
-def test_a_finished_domain_leaks_a_quarter_of_what_the_base_may(strength):
+def test_a_finished_domain_leaves_half_of_what_the_base_does(strength):
     assert protected_share("sensitivity", BASE_DOMAIN, strength) == strength
     for domain in (BASE_DOMAIN, "law"):
         assert protected_share("energy", domain, strength) == strength
     share = protected_share("sensitivity", "law", strength)
     assert strength - 1e-12 <= share <= 1.0
-    assert 1.0 - share == pytest.approx((1.0 - strength) / 4, abs=1e-12)
+    assert 1.0 - share == pytest.approx((1.0 - strength) / 2, abs=1e-12)
 
 
 def domains(count: int, seed: int) -> list[KFACMemory]:
