@@ -39,7 +39,7 @@ parser.add_argument("--known", default="programming", help="the packaged domain 
 parser.add_argument("--steps", type=int, default=60)
 parser.add_argument("--batch-size", type=int, default=8)
 parser.add_argument("--learning-rate", type=float, default=2e-3)
-parser.add_argument("--strength", type=float, default=0.95)
+parser.add_argument("--strength", type=float, help="share of what the base's text needs that is closed")
 parser.add_argument("--items", type=int, default=100, help="test items that are scored of each set")
 parser.add_argument("--seed", type=int, default=0)
 options = parser.parse_args()

@@ -12,28 +12,32 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from constrained_adapters.config import PENALTY_WEIGHT
 from constrained_adapters.constraints import SUBSPACE_TYPES, Constraint, SubspaceConstraint
 from constrained_adapters.constraints.attach import attach, is_bound
+from constrained_adapters.constraints.in_turn import InTurn
 from constrained_adapters.constraints.weight_step import WeightStepConstraint
 from constrained_adapters.errors import AdapterStateError, ConfigError
 from constrained_adapters.memory.base_text import write_base_text
 from constrained_adapters.memory.kfac import BASE_DOMAIN, KFACMemory
 from constrained_adapters.memory.measure import measure_memory
-from constrained_adapters.memory.protected import protected_bases
+from constrained_adapters.memory.protected import ProtectedSpace
 from constrained_adapters.model.adapter_set import AdapterSet
-from constrained_adapters.model.binding import check_base, check_layers
+from constrained_adapters.model.binding import check_base, check_layers, output_change
 from constrained_adapters.model.trained import Trained, adapters_off, base_of, find_trained, unwrapped
 from constrained_adapters.models.fingerprint import fingerprint_model
 
 TEXT_TOKENS = 64
 """Length of each text that the base writes."""
+LORA_STRENGTH = 0.8
+FULL_STRENGTH = 0.95
 
 
 def protect(
     trainer: Any,
     optimizer: Optimizer | None = None,
     *,
-    strength: float = 0.95,
+    strength: float | None = None,
     memories: Sequence[KFACMemory | str | Path] = (),
     num_texts: int | None = None,
     layers: Sequence[str] | None = None,
@@ -44,8 +48,9 @@ def protect(
     The model writes text by itself, adapters off; a memory of the inputs that its trained layers see in
     that text (and the memories of finished domains, if given) says which directions every later
     optimizer step must leave alone. With a stock LoRA, A is kept outside them, so ``B A x = 0`` for
-    protected inputs x whatever B learns. With full fine-tuning the step of each linear layer's weight
-    is. Everything else of the script stays as it is: data, loss, optimizer, schedule, saving.
+    protected inputs x whatever B learns, and what it changes on the rest of those inputs costs a penalty.
+    With full fine-tuning the step of each linear layer's weight is kept outside. Everything else of the
+    script stays as it is: data, loss, optimizer, schedule, saving.
 
     Args:
         trainer: A ``transformers.Trainer`` or one made of it, such as TRL's ``SFTTrainer``; or the
@@ -54,7 +59,8 @@ def protect(
         optimizer: Of a hand-written loop; it is only checked that it trains this model. It may be left
             out, and with a trainer it must be: whatever optimizer steps the model later is bound.
         strength: Share of each memory that no step may touch, above 0 and at most 1; 1 leaves
-            nothing to learn where a memory knows every direction.
+            nothing to learn where a memory knows every direction. Default: 0.8 with a LoRA, whose
+            changes on the rest are penalised; 0.95 with full fine-tuning, where the rest is free.
         memories: Of finished domains (``gradient_memory.safetensors``) and this base; one of the domain
             ``base`` stands for the text that the base would write.
         num_texts: Texts that the base writes, 64 tokens each; default: enough for eight tokens per input
@@ -88,6 +94,8 @@ def protect(
     _check_settings(strength, num_texts)
     model = _model_of(trainer, optimizer)
     trained = find_trained(model, layers)
+    if strength is None:
+        strength = LORA_STRENGTH if trained.kind == "lora" else FULL_STRENGTH
     base = base_of(model)
     bound = [*trained.matrices.values(), *trained.paired]
     _check_optimizer(optimizer, bound)
@@ -105,7 +113,7 @@ def protect(
     if own is None:
         own = _base_memory(model, base, trained, fingerprint, strength, num_texts, seed)
     kept = [own, *(memory for memory in finished if memory is not own)]
-    constraint = _constraint(trained, protected_bases(kept, SUBSPACE_TYPES["fisher"], strength))
+    constraint = _constraint(trained, kept, ProtectedSpace(SUBSPACE_TYPES["fisher"], strength))
     _warn_of_unbound(trained)
     if trained.kind == "lora":
         _warn_of_trained(trained)
@@ -180,8 +188,8 @@ def _note_in(steps: list[int], last: dict[str, Tensor]) -> Callable[[Mapping[str
     return note
 
 
-def _check_settings(strength: float, num_texts: int | None) -> None:
-    if not 0.0 < strength <= 1.0:
+def _check_settings(strength: float | None, num_texts: int | None) -> None:
+    if strength is not None and not 0.0 < strength <= 1.0:
         raise ConfigError(
             "strength is the share of each memory that no step may touch",
             got=f"strength={strength!r}",
@@ -195,7 +203,7 @@ def _check_settings(strength: float, num_texts: int | None) -> None:
             "strength=1.0 closes every direction that a memory knows: expect to learn next to nothing",
             stacklevel=3,
         )
-    elif strength < 0.7:
+    elif strength is not None and strength < 0.7:
         warnings.warn(f"strength={strength} is under 0.7: expect the base to lose something", stacklevel=3)
 
 
@@ -275,16 +283,18 @@ def _base_memory(
             base_fingerprint=fingerprint,
             kind=SUBSPACE_TYPES["fisher"],
             strength=strength,
-            batch_size=16,
+            batch_size=8,
             seed=seed,
         )
 
 
-def _constraint(trained: Trained, bases: Mapping[str, Tensor]) -> Constraint:
+def _constraint(trained: Trained, memories: Sequence[KFACMemory], space: ProtectedSpace) -> Constraint:
+    bases = space.bases(memories)
     named = {key: bases[layer] for key, layer in trained.layer_of.items()}
     free = [*trained.paired, *trained.unbound.values()]
     if trained.kind == "lora":
-        return SubspaceConstraint(trained.matrices, named, free=free)
+        penalty = output_change(trained.pairs, trained.layers, memories, space, PENALTY_WEIGHT)
+        return InTurn([penalty, SubspaceConstraint(trained.matrices, named, free=free)])
     return WeightStepConstraint(trained.matrices, named, free=free, transposed=trained.transposed)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from accelerate.utils import extract_model_from_parallel
@@ -15,7 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from constrained_adapters.adapters.lora import lora_layers
+from constrained_adapters.adapters.lora import AdapterPair, lora_layers, own_scaling
 from constrained_adapters.errors import ModelError, UnknownNameError
 from constrained_adapters.models.targets import is_linear
 
@@ -33,6 +33,7 @@ class Trained:
         transposed: Those of ``matrices`` that are kept as d_in × d_out.
         paired: The B that belong to bound A: free, and harmless as ``A a = 0``.
         unbound: Names and parameters that are trained and that no memory of inputs can bind.
+        pairs: Of ``lora``: the (A, B) of ``matrices``.
     """
 
     kind: Literal["lora", "full"]
@@ -43,6 +44,7 @@ class Trained:
     transposed: list[str]
     paired: list[nn.Parameter]
     unbound: dict[str, nn.Parameter]
+    pairs: list[AdapterPair] = field(default_factory=list)
 
 
 def find_trained(model: nn.Module, layers: Sequence[str] | None) -> Trained:
@@ -144,6 +146,7 @@ def _of_lora(pairs: Sequence[tuple[str, str, LoraLayer, nn.Parameter, list[nn.Pa
         found.layers[layer] = module  # type: ignore[assignment]  # LoraLayer is the mixin of a module
         found.matrices[key], found.layer_of[key] = a, layer
         found.paired.extend(b)
+        found.pairs.append(AdapterPair(layer, a, b[0], own_scaling(module, adapter)))
     return found
 
 
@@ -184,4 +187,5 @@ def _only(found: Trained, wanted: Sequence[str], kind: str) -> Trained:
         transposed=[key for key in found.transposed if key in matrices],
         paired=kept,
         unbound={},
+        pairs=[pair for pair in found.pairs if chosen(pair.module)],
     )
