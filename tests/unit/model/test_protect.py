@@ -144,7 +144,7 @@ def test_a_stock_lora_learns_outside_what_the_base_wrote(tiny_llama, rows, tmp_p
     assert facts["num_steps"] == 4 and facts["trains"] == "lora" and facts["domains"] == ["base"]
     assert facts["num_matrices"] == 4 and facts["unbound_parameters"] == 0
     assert 0.0 < facts["removed_ratio"] < 1.0 and 0.0 < facts["closed_ratio"] < 1.0
-    assert ("penalty_ratio" in facts) == (facts["trains"] == "lora"), "the rest is dear where A and B are"
+    assert facts["penalty_ratio"] > 0.0, "what it changes on the rest is dear"
 
 
 def test_an_sft_trainer_that_makes_its_own_lora(tiny_llama, tiny_tokenizer, rows, tmp_path, shield):
