@@ -153,6 +153,25 @@ class InsertedModel(nn.Module):
             ConfigError: It is of another kind or other settings.
             ModelError: It was made on another base, or after other sets than those that are here.
         """
+        self._check(folder, len(self._names))
+        made = self.family.new_set(self.base_model, len(self._names))
+        _read_weights(made, folder)
+        self._append(name, made)
+
+    def reload_set(self, folder: Path, name: str) -> None:
+        """Put what :meth:`save_set` wrote into a set that is here already.
+
+        Raises:
+            AdapterStateError: There is no such set.
+            DataError: No set is there, or its files are damaged.
+            ConfigError: It is of another kind or other settings.
+            ModelError: It was made on another base, or after other sets than those that are here.
+        """
+        position = self._position(name)
+        self._check(folder, position)
+        _read_weights(self.sets[position], folder)
+
+    def _check(self, folder: Path, position: int) -> None:
         facts = _read_facts(folder)
         here = {"kind": self.family.kind, "settings": json.loads(json.dumps(asdict(self.family)))}
         there = {key: facts.get(key) for key in here}
@@ -167,20 +186,12 @@ class InsertedModel(nn.Module):
                 expected=self.base_fingerprint,
                 hint="load the base that they were trained on",
             )
-        if facts.get("earlier") != self._earlier(len(self._names)):
+        if facts.get("earlier") != self._earlier(position):
             raise ModelError(
                 f"the modules in {folder} read those of earlier domains, and others are here",
                 got=f"sets here: {', '.join(self._names) or '(none)'}",
                 expected="the sets that were there when it was made, in their order",
             )
-        made = self.family.new_set(self.base_model, len(self._names))
-        try:
-            made.load_state_dict(load((folder / WEIGHTS_FILE).read_bytes()))
-        except Exception as error:
-            raise DataError(
-                "inserted modules cannot be read", got=f"{folder}: {type(error).__name__}: {error}"
-            ) from None
-        self._append(name, made)
 
     def unload(self) -> None:
         """Give the base back as it was; the sets stay here, and act no more."""
@@ -232,6 +243,15 @@ def _read_facts(folder: Path) -> dict[str, Any]:
             expected=f"JSON of format {FORMAT_VERSION}",
         ) from None
     return dict(facts)
+
+
+def _read_weights(made: nn.Module, folder: Path) -> None:
+    try:
+        made.load_state_dict(load((folder / WEIGHTS_FILE).read_bytes()))
+    except Exception as error:
+        raise DataError(
+            "inserted modules cannot be read", got=f"{folder}: {type(error).__name__}: {error}"
+        ) from None
 
 
 def _drop_base(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from constrained_adapters.adapters.lora import adapter_pairs, lora_layers
 from constrained_adapters.constraints.attach import Attachment, attach
+from constrained_adapters.constraints.base import Constraint
 from constrained_adapters.constraints.ewc import EWCConstraint
 from constrained_adapters.constraints.ewc_lora import EWCLoRAConstraint
+from constrained_adapters.constraints.frozen import FrozenWeightsConstraint
 from constrained_adapters.constraints.olora import OLoRAConstraint
-from constrained_adapters.constraints.penalty import PenaltyConstraint
 from constrained_adapters.memory.diagonal import DiagonalMemory, LayerFisher, parameter_fisher
 from constrained_adapters.memory.gather import gather_statistics
 from constrained_adapters.memory.reservoir import pad_rows
@@ -128,7 +129,7 @@ class _Bound(ABC):
         return {f"{self._prefix}{name}": value for name, value in facts.items()}
 
     @abstractmethod
-    def _constraint(self, model: Any, domain: str, earlier: Sequence[str]) -> PenaltyConstraint:
+    def _constraint(self, model: Any, domain: str, earlier: Sequence[str]) -> Constraint:
         """Build what binds the steps of ``domain``."""
 
 
@@ -143,7 +144,7 @@ class OLoRAPenalty(_Bound):
     def remember(self, model: Any, domain: str, rows: Rows, *, seed: int) -> None:
         """Nothing."""
 
-    def _constraint(self, model: Any, domain: str, earlier: Sequence[str]) -> PenaltyConstraint:
+    def _constraint(self, model: Any, domain: str, earlier: Sequence[str]) -> Constraint:
         pairs = list(adapter_pairs(model, domain))
         old = [{pair.module: pair.a for pair in adapter_pairs(model, name)} for name in earlier]
         stacked = [torch.cat([table[pair.module] for table in old]) for pair in pairs]
@@ -162,7 +163,14 @@ class _Importance(_Bound):
     def __init__(self, weight: float, folder: Path, *, prefix: str = "") -> None:
         super().__init__(weight, prefix=prefix)
         self._path = folder / IMPORTANCE
-        self._memory = DiagonalMemory.load(self._path) if self._path.is_file() else DiagonalMemory()
+        self._kept: DiagonalMemory | None = None
+
+    @property
+    def _memory(self) -> DiagonalMemory:
+        """Read when it is first asked for: the folder may be emptied after the penalty is made."""
+        if self._kept is None:
+            self._kept = DiagonalMemory.load(self._path) if self._path.is_file() else DiagonalMemory()
+        return self._kept
 
     def remembers(self, domain: str) -> bool:
         """Whether the Fisher of this domain is in the file, or none is wanted."""
@@ -171,7 +179,7 @@ class _Importance(_Bound):
     def remember(self, model: Any, domain: str, rows: Rows, *, seed: int) -> None:
         """Add the domain's Fisher at the present weights, and write the file anew."""
         generator = torch.Generator().manual_seed(seed)
-        self._memory = self._measured(model, domain, rows, generator)
+        self._kept = self._measured(model, domain, rows, generator)
         with atomic_directory(self._path.parent) as folder:
             self._memory.write(folder / self._path.name)
 
@@ -190,11 +198,32 @@ class EWCPenalty(_Importance):
         fisher = parameter_fisher(model, weights, rows, generator=generator, domain=domain)
         return self._memory.with_domain(domain, fisher, weights)
 
-    def _constraint(self, model: Any, domain: str, earlier: Sequence[str]) -> PenaltyConstraint:
+    def _constraint(self, model: Any, domain: str, earlier: Sequence[str]) -> Constraint:
         memory = self._memory
         return EWCConstraint(
             trained_weights(model), memory.importance, memory.anchor, memory.constant, self._weight
         )
+
+
+@final
+class FrozenPenalty(_Importance):
+    """The most important elements of the trained weights of a plain model stay as they are.
+
+    Args:
+        share: Of all trained elements; 0.05 to 0.1 is usual.
+        folder: Of the method's memories.
+        prefix: As above.
+    """
+
+    def __init__(self, share: float, folder: Path, *, prefix: str = "") -> None:
+        super().__init__(share, folder / "frozen", prefix=prefix)  # its own file: others may decay theirs
+
+    def _measured(self, model: Any, domain: str, rows: Rows, generator: torch.Generator) -> DiagonalMemory:
+        fisher = parameter_fisher(model, trained_weights(model), rows, generator=generator, domain=domain)
+        return self._memory.with_domain(domain, fisher)
+
+    def _constraint(self, model: Any, domain: str, earlier: Sequence[str]) -> Constraint:
+        return FrozenWeightsConstraint(trained_weights(model), self._memory.importance, self._weight)
 
 
 @final
@@ -215,7 +244,7 @@ class EWCLoRAPenalty(_Importance):
         )
         return self._memory.with_domain(domain, accumulator.fisher(domain))
 
-    def _constraint(self, model: Any, domain: str, earlier: Sequence[str]) -> PenaltyConstraint:
+    def _constraint(self, model: Any, domain: str, earlier: Sequence[str]) -> Constraint:
         return EWCLoRAConstraint(list(adapter_pairs(model, domain)), self._memory.importance, self._weight)
 
 
