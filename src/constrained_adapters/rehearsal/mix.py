@@ -2,39 +2,113 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
 
 from constrained_adapters.data.tokens import TokenDataset, Tokens
+from constrained_adapters.errors import ConfigError
+
+NEW = -1
+"""The place of a row of the domain in training."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows that are mixed in, and their share of all rows.
+
+    Args:
+        name: Such as ``replay``, ``general text``, ``golden set``; for errors.
+        rows: 1 or more.
+        ratio: Share of the run's rows, 0 … 1.
+    """
+
+    name: str
+    rows: Sequence[Tokens]
+    ratio: float
 
 
 def mix_rows(
     new: Sequence[Tokens], old: Sequence[Tokens], *, num_rows: int, ratio: float, seed: int
 ) -> TokenDataset:
-    """All rows of a run in the order in which they are trained on; to be read without shuffling.
-
-    Row i (from 0) is an old one if and only if ⌊(i + 1) · ratio⌋ > ⌊i · ratio⌋, in exact arithmetic: every
-    batch holds its share of old rows up to one, and what one batch falls short the next makes up. New
-    and old rows are each taken in passes, shuffled anew each time.
-
-    Args:
-        new: Rows of the domain in training, 1 or more.
-        old: Kept rows, 1 or more.
-        num_rows: Steps × batch size × accumulated batches.
-        ratio: Share of old rows, 0 … 1.
-        seed: Of the two orders; the global random state is not touched.
+    """:func:`mix_sources` with one source.
 
     >>> a, b = Tokens([1], [1]), Tokens([2], [2])
     >>> [row["input_ids"][0] for row in mix_rows([a], [b], num_rows=8, ratio=0.25, seed=0)]
     [1, 1, 1, 2, 1, 1, 1, 2]
     """
-    share = Fraction(str(ratio))
-    fresh, kept = _passes(new, 2 * seed), _passes(old, 2 * seed + 1)
+    return mix_sources(new, [Source("replay", old, ratio)], num_rows=num_rows, seed=seed)
+
+
+def mix_sources(
+    new: Sequence[Tokens], sources: Sequence[Source], *, num_rows: int, seed: int
+) -> TokenDataset:
+    """All rows of a run in the order in which they are trained on; to be read without shuffling.
+
+    Of the first i rows, at least ⌊i · r⌋ and fewer than i · r + k come from a source of ratio r, where k is
+    the number of sources, and of all rows exactly ⌊num_rows · r⌋, in exact arithmetic. With one source row
+    i (from 0) comes from it if and only if ⌊(i + 1) · r⌋ > ⌊i · r⌋. New rows fill the rest. The rows of each
+    are taken in passes, shuffled anew each time.
+
+    Args:
+        new: Rows of the domain in training, 1 or more.
+        sources: What is mixed in; ratios of 1 or less in all.
+        num_rows: Steps × batch size × accumulated batches.
+        seed: Of all orders; the global random state is not touched.
+
+    Raises:
+        ConfigError: A ratio is out of range, the ratios exceed 1, or a source has no rows.
+    """
+    _check(sources)
+    shares = [Fraction(str(source.ratio)) for source in sources]
+    streams = [_passes(source.rows, 2 * seed + 1 + (k << 33)) for k, source in enumerate(sources)]
+    fresh = _passes(new, 2 * seed)
     return TokenDataset(
-        next(kept if int((i + 1) * share) > int(i * share) else fresh) for i in range(num_rows)
+        next(fresh if place == NEW else streams[place]) for place in _places(num_rows, shares)
     )
+
+
+def _check(sources: Sequence[Source]) -> None:
+    for source in sources:
+        if not 0.0 <= source.ratio <= 1.0:
+            raise ConfigError(
+                f"the ratio of {source.name} is out of range", got=repr(source.ratio), expected="0 … 1"
+            )
+        if not source.rows:
+            raise ConfigError(f"there is nothing to mix in as {source.name}", expected="at least one row")
+    if sum(Fraction(str(source.ratio)) for source in sources) > 1:
+        raise ConfigError(
+            "more is mixed in than there is room for",
+            got=" + ".join(f"{source.ratio} ({source.name})" for source in sources),
+            expected="1 or less in all",
+        )
+
+
+def _places(num_rows: int, shares: Sequence[Fraction]) -> list[int]:
+    """Which source each row comes from, ``NEW`` for none.
+
+    The j-th row of a source is due at row ⌈j / r⌉ (from 1). Going backwards, each place is given to the row
+    that is due last of those not yet placed; so every row stands where it is due, or a little before
+    where several are due at once. It always fits: up to row i no more than Σ ⌊i · r⌋ ≤ i are due.
+    """
+    dues = sorted(
+        (-math.ceil(j / share), k)
+        for k, share in enumerate(shares)
+        for j in range(1, int(num_rows * share) + 1)
+    )
+    places, waiting, following = [NEW] * num_rows, [], 0
+    for row in range(num_rows, 0, -1):
+        while following < len(dues) and -dues[following][0] >= row:
+            heapq.heappush(waiting, dues[following])
+            following += 1
+        if waiting:
+            places[row - 1] = heapq.heappop(waiting)[1]
+    assert not waiting and following == len(dues)
+    return places
 
 
 def _passes(rows: Sequence[Tokens], seed: int) -> Iterator[Tokens]:
