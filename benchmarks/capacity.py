@@ -120,7 +120,7 @@ def learn(
     seed = options.seed * 1000 + number
     rows = [(torch.tensor(each.input_ids), torch.tensor(each.labels)) for each in data.tokens]
     learner.begin(number, name, sample_rows(rows, 32, seed))
-    rate = options.learning_rate or (3e-3 if options.recipe == "crma" else 1e-3)
+    rate = options.learning_rate or (6e-3 if options.recipe == "crma" else 1e-3)
     trained = train_domain(
         learner.module,
         tokenizer,
@@ -251,10 +251,10 @@ def read_options() -> Any:
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--domains", type=int, default=20)
     parser.add_argument("--steps", type=int, default=16, help="of 8 rows, per domain")
-    parser.add_argument("--tokens", type=int, default=48, help="longest row")
+    parser.add_argument("--tokens", type=int, default=64, help="longest row")
     parser.add_argument("--items", type=int, default=20, help="test items per domain")
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--strength", type=float, default=0.95)
+    parser.add_argument("--strength", type=float, default=0.8)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("runs/capacity"))
