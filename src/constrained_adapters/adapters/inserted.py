@@ -65,6 +65,9 @@ class InsertedModel(nn.Module):
         ModelError: The family finds no place in this architecture.
     """
 
+    is_quantized: ClassVar[bool] = False
+    """What is trained is not, even where the base is; Trainer asks."""
+
     def __init__(self, base: Any, family: Family, *, fingerprint: str) -> None:
         super().__init__()
         self.base_model = base
@@ -77,8 +80,8 @@ class InsertedModel(nn.Module):
         self._needed_gradients = [p for p in base.parameters() if p.requires_grad]
         for parameter in self._needed_gradients:
             parameter.requires_grad_(False)
-        self.register_state_dict_post_hook(_drop_base)
-        self.register_load_state_dict_post_hook(_do_not_miss_base)
+        self.register_state_dict_post_hook(_drop_base)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_do_not_miss_base)  # type: ignore[no-untyped-call]
 
     def __getattr__(self, name: str) -> Any:
         """What is not the wrapper's own is the base's."""

@@ -119,7 +119,7 @@ class Column(nn.Module):
         for index, layer in enumerate(self.layers):
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):  # its place in the cache
-                    module.layer_idx = len(layers) * (position + 1) + index
+                    module.layer_idx = len(layers) * (position + 1) + index  # type: ignore[assignment]
         self.out = nn.Linear(width, hidden_size, bias=False)
         nn.init.zeros_(self.out.weight)
 

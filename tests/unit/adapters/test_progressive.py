@@ -130,7 +130,7 @@ def test_gradients_reach_all_of_the_newest_column_and_nothing_else(checkpointing
 
 @pytest.mark.parametrize("kind", BASES)
 def test_generation_with_a_cache_writes_what_it_writes_without(kind):
-    model = make(("law", "medicine"), make_base(kind))
+    model = make(("law", "medicine"), make_base(kind), width=16)
     asked = {"input_ids": IDS, "attention_mask": (IDS != 0).long(), "max_new_tokens": 6, "do_sample": False}
     written = model.generate(**asked)
     assert torch.equal(written, model.generate(**asked, use_cache=False))
