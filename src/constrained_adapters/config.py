@@ -293,6 +293,9 @@ class MethodConfig(Settings):
     distillation_weight: Weight | None = None
     distillation_temperature: float | None = Field(default=None, gt=0)
     distillation_top_k: int | None = Field(default=None, ge=1)
+    domain_layers: dict[DomainName, list[str]] | None = None
+    domain_ranks: dict[DomainName, Rank] | None = None
+    shared_rank: Annotated[int, Field(ge=0, le=4096)] | None = None
     num_layers: int | None = Field(default=None, ge=0)
     width: int | None = Field(default=None, ge=1)
     stm_threshold: float | None = Field(default=None, gt=1)

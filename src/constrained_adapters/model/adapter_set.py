@@ -78,6 +78,7 @@ class AdapterSet(AdapterPasses):
         domain_id: int | None = None,
         *,
         adapter_dim: int | Auto | None = None,
+        layers: Sequence[str] | None = None,
         probe_rows: Rows | None = None,
     ) -> None:
         """Add an untrained adapter: small Gaussian A and B, not active yet.
@@ -86,6 +87,8 @@ class AdapterSet(AdapterPasses):
             adapter_name: A new name; letters and digits of any script, ``_`` and ``-``.
             domain_id: Position of the domain in the sequence; default: the next.
             adapter_dim: Rank, or ``"auto"``; default: the config's.
+            layers: Full names of the layers that this one adapts; default: those of the config. A constraint
+                binds only layers whose inputs the memories know.
             probe_rows: (token ids, labels) of some examples of the domain, each of shape (s,), from which
                 what is ``"auto"`` is chosen, with the adapters that are active now and the memories that
                 stand now; at most 32 are used, and none where nothing is ``"auto"``.
@@ -104,7 +107,7 @@ class AdapterSet(AdapterPasses):
             lora_config(
                 rank=chosen.rank,
                 residual_scaling=settings.residual_scaling,
-                targets=self._targets,
+                targets=self._targets if layers is None else list(layers),
                 layers_to_transform=None,
                 transposed=self._transposed,
             ),

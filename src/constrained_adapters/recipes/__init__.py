@@ -1,10 +1,12 @@
 """The named methods, one row of answers each, and how rows add up to one method. Imports no torch."""
 
 from constrained_adapters.recipes.combine import Answers, combine, recipe_names
+from constrained_adapters.recipes.effective import effective_settings
 from constrained_adapters.recipes.rows import ALIASES, RECIPES, Recipe
 from constrained_adapters.recipes.settings import (
     REPLAY_CAPACITY,
     REPLAY_RATIO,
+    SHARED,
     check_methods,
     find_recipe,
     model_config,
@@ -16,10 +18,12 @@ __all__ = [
     "RECIPES",
     "REPLAY_CAPACITY",
     "REPLAY_RATIO",
+    "SHARED",
     "Answers",
     "Recipe",
     "check_methods",
     "combine",
+    "effective_settings",
     "find_recipe",
     "model_config",
     "penalty_weights",

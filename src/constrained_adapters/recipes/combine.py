@@ -1,8 +1,8 @@
 """Rows of answers merged into one method, question by question, and the mergers that make no sense.
 
 A question with one answer (what is trained, what is scored, CRMA's constraint) takes it from the row that
-gives it; two different answers are refused. Penalties and rehearsals add up. The order of the names does
-not matter.
+gives it; two different answers are refused. Penalties, rehearsals and objectives add up. The order
+of the names does not matter.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from constrained_adapters.config import ConstraintType
 from constrained_adapters.errors import ConfigError, UnknownNameError
 from constrained_adapters.recipes.rows import (
     ALIASES,
+    BOTTLENECKS,
     RECIPES,
+    WEIGHTS,
+    ObjectiveName,
     PenaltyName,
     Recipe,
     Rehearsal,
@@ -41,11 +44,13 @@ class Answers:
     name: str
     trained: Trained
     scored: Scored
+    shared: bool
     start: Start
     constraint: ConstraintType
     strength: float
     penalties: tuple[PenaltyName, ...]
     rehearsals: tuple[Rehearsal, ...]
+    objectives: tuple[ObjectiveName, ...]
 
     @property
     def keeps_old_data(self) -> bool:
@@ -60,23 +65,17 @@ class Answers:
     @property
     def resizable(self) -> bool:
         """Whether domains can be added at the end of a finished run: weights of earlier ones do not stay."""
-        return self.trained in {"nothing", "adapters"} and not self.in_one_turn
+        return self.trained not in {*WEIGHTS, "singular_vectors"} and not self.in_one_turn
 
     @property
-    def effective_settings(self) -> frozenset[str]:
-        """The settings of ``methods:`` that act on this method, beside its name."""
-        names = set()
-        if self.trained != "nothing":
-            names.add("learning_rate")
-        if self.constraint != "none":
-            names |= {"constraint_strength", "constraint_type", "protect_base"}
-        if self.constraint != "none" or {"ewc", "ewc_lora"} & set(self.penalties):
-            names.add("gradient_memory_size")
-        if self.penalties:
-            names.add("penalty_weight")
-        if "replay" in self.rehearsals:
-            names |= {"replay_ratio", "replay_capacity"}
-        return frozenset(names)
+    def trains_on(self) -> bool:
+        """Whether the weights of finished domains are those in training."""
+        return self.trained in WEIGHTS or (self.trained in BOTTLENECKS and self.scored == "together")
+
+    @property
+    def weighted(self) -> tuple[PenaltyName, ...]:
+        """The penalties that have a λ, CRMA's own among them."""
+        return (*(("crma",) if self.constraint == "fisher" else ()), *self.penalties)
 
 
 def recipe_names(recipe: str, *, where: str = "methods") -> list[str]:
@@ -123,11 +122,13 @@ def combine(rows: Sequence[Recipe]) -> Answers:
         name=name,
         trained=trained,
         scored=_one(rows, "scored") or "together",
+        shared=bool(_one(rows, "shared")),
         start=_one(rows, "start") or "random",
         constraint=_one(rows, "constraint") or "none",
         strength=next((row.strength for row in rows if row.strength is not None), 0.0),
         penalties=tuple(sorted(penalties)),
         rehearsals=tuple(sorted(rehearsals)),
+        objectives=tuple(sorted({each for row in rows for each in row.objectives})),
     )
     _refuse_senseless(answers)
     return answers
@@ -167,6 +168,12 @@ def _refuse_senseless(answers: Answers) -> None:
         raise _refusal(
             answers.name, f"'joint' has all data already, {others[0]!r} adds none to it", "'joint' alone"
         )
+    if answers.in_one_turn and answers.scored == "alone":
+        raise _refusal(
+            answers.name,
+            "'joint' learns one model for all domains, so none has its own",
+            "'joint', or what keeps the domains apart",
+        )
     if answers.scored == "alone" and binds:
         raise _refusal(
             answers.name,
@@ -179,11 +186,17 @@ def _refuse_senseless(answers: Answers) -> None:
             "each domain is scored with its own adapter alone, which need not know the others' examples",
             "'separate' alone, or 'lora' in its place",
         )
-    if answers.trained == "singular_vectors" and answers.penalties:
+    if answers.scored == "alone" and answers.trained in WEIGHTS | {"singular_vectors"}:
         raise _refusal(
             answers.name,
-            f"'osf' splits the weights anew for each domain: no weight persists for {answers.penalties[0]!r}",
-            "'osf' alone, or 'full' in its place",
+            "the base's weights are trained on from domain to domain, so no domain has its own",
+            "'separate' with adapters: lora, houlsby, pfeiffer, parallel",
+        )
+    if answers.penalties and answers.trained != "adapters" and not answers.trains_on:
+        raise _refusal(
+            answers.name,
+            f"no weight of a finished domain is trained on, so there is none for {answers.penalties[0]!r}",
+            "one of the two, or 'full' in the place of what is trained",
         )
 
 

@@ -13,9 +13,29 @@ from typing import Literal
 
 from constrained_adapters.config import ConstraintType
 
-Trained = Literal["nothing", "adapters", "weights", "singular_vectors"]
-PenaltyName = Literal["ewc", "ewc_lora", "olora"]
+Trained = Literal[
+    "nothing",
+    "adapters",
+    "weights",
+    "biases",
+    "freeze_first",
+    "freeze_last",
+    "last_layers",
+    "singular_vectors",
+    "houlsby",
+    "pfeiffer",
+    "parallel",
+    "columns",
+]
+WEIGHTS: frozenset[Trained] = frozenset({"weights", "biases", "freeze_first", "freeze_last", "last_layers"})
+"""The base's own weights, all or a part, which are trained on from domain to domain."""
+
+BOTTLENECKS: frozenset[Trained] = frozenset({"houlsby", "pfeiffer", "parallel"})
+"""Inserted modules: one set that is trained on, or a set a domain where each is scored alone."""
+
+PenaltyName = Literal["crma", "ewc", "ewc_lora", "olora"]
 Rehearsal = Literal["replay", "all"]
+ObjectiveName = Literal["distillation", "stm"]
 Scored = Literal["together", "alone"]
 Start = Literal["random", "inputs"]
 
@@ -28,14 +48,17 @@ class Recipe:
         name: As written in ``methods:``.
         summary: One line.
         source: Paper.
-        trained: What is trained: nothing; a LoRA adapter a domain; all weights; the trailing singular
-            vectors of the adapted layers (PEFT's OSF). None: whatever other rows say.
+        trained: What is trained: nothing; a LoRA adapter a domain; the base's weights or some of them; the
+            trailing singular vectors of the adapted layers (PEFT's OSF); bottleneck adapters; a column a
+            domain. None: whatever other rows say.
         usual: What is trained where no row says it; None: LoRA adapters.
         scored: Each domain with its own adapter only, or with all that was learnt.
+        shared: Whether an adapter that all domains share stands beside each domain's own.
         start: Where a new adapter starts: anywhere, or in the open directions that its domain uses most.
         constraint: What a step may not do, by CRMA's machinery.
         penalties: What a step may not do, by a penalty's gradient.
         rehearsals: Which old data is mixed in: kept examples; all of it (no sequence at all).
+        objectives: What is minimised beside, or taken out of, the cross-entropy.
         strength: Default ``constraint_strength``.
         step: What a step costs beside a plain one of what is trained.
         domain: What the end of a domain costs beside its training.
@@ -48,10 +71,12 @@ class Recipe:
     trained: Trained | None = None
     usual: Trained | None = None
     scored: Scored | None = None
+    shared: bool | None = None
     start: Start | None = None
     constraint: ConstraintType | None = None
     penalties: tuple[PenaltyName, ...] = ()
     rehearsals: tuple[Rehearsal, ...] = ()
+    objectives: tuple[ObjectiveName, ...] = ()
     strength: float | None = None
     step: str = "none"
     domain: str = "none"
@@ -78,8 +103,16 @@ _ROWS = [
         name="separate",
         summary="a LoRA a domain, each used for its own domain only: zero drift, if the domain is known",
         source=_HU,
+        scored="alone",
+    ),
+    Recipe(
+        name="isolation",
+        summary="layers and rank of each domain's own LoRA beside a shared one, learnt with the first domain",
+        source="after Rebuffi et al. 2017, arXiv 1705.08045",
         trained="adapters",
         scored="alone",
+        shared=True,
+        kept="nothing; the shared adapter, of all domains together",
     ),
     Recipe(
         name="lora",
@@ -93,6 +126,62 @@ _ROWS = [
         source="-",
         trained="weights",
         step="gradients and optimizer state of all weights",
+    ),
+    Recipe(
+        name="freeze_first",
+        summary="all weights but the embeddings and the first decoder layers, domain after domain",
+        source="Lee et al. 2019, arXiv 1911.03090",
+        trained="freeze_first",
+        step="gradients and optimizer state of what is trained",
+    ),
+    Recipe(
+        name="freeze_last",
+        summary="all weights but the last decoder layers and the output head, domain after domain",
+        source="-",
+        trained="freeze_last",
+        step="gradients and optimizer state of what is trained",
+    ),
+    Recipe(
+        name="last_layers",
+        summary="the last decoder layers and the output head, domain after domain",
+        source="Howard and Ruder 2018, arXiv 1801.06146",
+        trained="last_layers",
+        step="gradients and optimizer state of what is trained",
+    ),
+    Recipe(
+        name="bitfit",
+        summary="the biases of the base, domain after domain; a base without any is refused",
+        source="Ben Zaken et al. 2022, arXiv 2106.10199",
+        trained="biases",
+    ),
+    Recipe(
+        name="houlsby",
+        summary="one bottleneck after attention and one after the MLP of each layer, trained on",
+        source="Houlsby et al. 2019, arXiv 1902.00751",
+        trained="houlsby",
+        step="2·w·d multiply-adds per token, bottleneck and layer (width w)",
+    ),
+    Recipe(
+        name="pfeiffer",
+        summary="one bottleneck after the MLP of each layer, trained on",
+        source="Pfeiffer et al. 2021, arXiv 2005.00247",
+        trained="pfeiffer",
+        step="2·w·d multiply-adds per token, bottleneck and layer (width w)",
+    ),
+    Recipe(
+        name="parallel",
+        summary="one bottleneck beside the MLP of each layer, trained on",
+        source="He et al. 2022, arXiv 2110.04366",
+        trained="parallel",
+        step="2·w·d multiply-adds per token, bottleneck and layer (width w)",
+    ),
+    Recipe(
+        name="progressive",
+        summary="a narrow column a domain that reads the base and the earlier columns; the domain is known",
+        source="Rusu et al. 2016, arXiv 1606.04671",
+        trained="columns",
+        scored="alone",
+        step="a pass through the base and through every earlier column",
     ),
     Recipe(
         name="ewc",
@@ -141,6 +230,20 @@ _ROWS = [
         kept="its share of the buffer's examples",
     ),
     Recipe(
+        name="distillation",
+        summary="the model before this domain teaches too, on the new domain's rows (LwF)",
+        source="Li and Hoiem 2016, arXiv 1606.09282",
+        objectives=("distillation",),
+        domain="a forward pass over the rows before training",
+    ),
+    Recipe(
+        name="stm",
+        summary="tokens that surprise the untouched base are not learnt",
+        source="Wu et al. 2025, arXiv 2501.14315",
+        objectives=("stm",),
+        domain="a forward pass over the rows before training",
+    ),
+    Recipe(
         name="osf",
         summary="the adapted layers' weights, off their leading singular subspace, by PEFT's own OSF tuner",
         source="Nayak et al. 2025, arXiv 2504.07097",
@@ -150,13 +253,13 @@ _ROWS = [
     ),
     Recipe(
         name="crma",
-        summary="LoRA kept out of the input subspace that the base and the finished domains depend on",
+        summary="LoRA kept out of the inputs that the base and the finished domains depend on most",
         source="after Saha et al. 2021, arXiv 2103.09762; see docs/methods.md",
         trained="adapters",
         start="inputs",
         constraint="fisher",
-        strength=0.95,
-        step="one projection of A and of its gradient",
+        strength=0.8,
+        step="one projection of A and of its gradient, products of rank r with each memory",
         domain="a forward pass over its first examples, a forward and two backward ones over a sample",
         kept="input directions and a gradient sketch of each adapted matrix",
     ),

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from constrained_adapters.config import AdapterConfig, BaseConfig, CRMAConfig, MethodConfig, RunConfig
-from constrained_adapters.errors import ConfigError
+from constrained_adapters.config import (
+    PENALTY_WEIGHT,
+    AdapterConfig,
+    BaseConfig,
+    CRMAConfig,
+    MethodConfig,
+    RunConfig,
+)
+from constrained_adapters.errors import ConfigError, UnknownNameError
 from constrained_adapters.recipes.combine import ON_ADAPTERS, Answers, combine, recipe_names
-from constrained_adapters.recipes.rows import RECIPES, PenaltyName
+from constrained_adapters.recipes.effective import ACTS_ON
+from constrained_adapters.recipes.rows import RECIPES, WEIGHTS, PenaltyName
 
 REPLAY_RATIO = 0.1
 REPLAY_CAPACITY = 1000
+SHARED = "shared"
+"""The adapter that ``isolation`` keeps beside each domain's own."""
 
-PENALTY_WEIGHTS: dict[PenaltyName, float] = {"ewc": 100.0, "ewc_lora": 100.0, "olora": 0.5}
+PENALTY_WEIGHTS: dict[PenaltyName, float] = {
+    "crma": PENALTY_WEIGHT,
+    "ewc": 100.0,
+    "ewc_lora": 100.0,
+    "olora": 0.5,
+}
 """λ of each penalty where ``penalty_weight`` is left out."""
 
 
@@ -24,9 +40,11 @@ def find_recipe(method: MethodConfig) -> Answers:
         ConfigError: Recipes that do not go together, or a setting that has no effect on this one.
     """
     answers = combine([RECIPES[name] for name in recipe_names(method.recipe)])
-    for key in sorted(set(MethodConfig.model_fields) - {"recipe", "name"} - answers.effective_settings):
-        if getattr(method, key) is not None:
-            users = [row.name for row in RECIPES.values() if key in combine([row]).effective_settings]
+    if method.constraint_type is not None and answers.constraint != "none":
+        answers = replace(answers, constraint=method.constraint_type)
+    for key, acts in ACTS_ON.items():
+        if getattr(method, key) is not None and not acts(answers):
+            users = [row.name for row in RECIPES.values() if acts(combine([row]))]
             raise ConfigError(
                 f"the setting {key!r} has no effect on the recipe {answers.name!r}",
                 got=f"methods: {method.name}: {key} = {getattr(method, key)!r}",
@@ -54,13 +72,34 @@ def check_methods(config: RunConfig) -> None:
                 got=f"methods: {method.name}: replay_capacity = {capacity}",
                 expected=f"at least training.batch_size = {batch}",
             )
-        if recipe.trained in {"weights", "singular_vectors"} and config.base.quantization is not None:
+        _check_isolation(method, recipe, config)
+        if recipe.trained in WEIGHTS | {"singular_vectors"} and config.base.quantization is not None:
             raise ConfigError(
                 f"the recipe {recipe.name!r} trains the base's weights, and packed ones cannot be trained",
                 got=f"base.quantization = {config.base.quantization}",
                 expected="base.quantization: null",
                 hint="leave it out, or use a recipe that trains adapters: lora, crma",
             )
+
+
+def _check_isolation(method: MethodConfig, recipe: Answers, config: RunConfig) -> None:
+    domains = [domain.name for domain in config.domains]
+    for setting in ("domain_layers", "domain_ranks"):
+        for name in getattr(method, setting) or {}:
+            if name not in domains:
+                raise UnknownNameError.of("domain", name, domains, where=f"methods: {method.name}: {setting}")
+    if recipe.shared and SHARED in domains:
+        raise ConfigError(
+            f"a domain has the name of isolation's shared adapter: {SHARED!r}",
+            got=f"methods: {method.name}",
+            hint="give the domain another name, or use 'separate'",
+        )
+    if recipe.shared and config.adapter.rank == "auto":
+        raise ConfigError(
+            "isolation gives each domain its rank, and 'auto' would choose it again",
+            got=f"adapter.rank = 'auto', methods: {method.name}",
+            expected="a number, and domain_ranks where a domain differs",
+        )
 
 
 def model_config(method: MethodConfig, base: BaseConfig, adapter: AdapterConfig) -> CRMAConfig:
@@ -73,6 +112,7 @@ def model_config(method: MethodConfig, base: BaseConfig, adapter: AdapterConfig)
         else method.constraint_strength,
         "gradient_memory_size": method.gradient_memory_size,
         "protect_base": method.protect_base,
+        "penalty_weight": _weights(method, recipe).get("crma"),
     }
     return CRMAConfig(
         base_model_name=base.model,
@@ -93,28 +133,28 @@ def penalty_weights(method: MethodConfig) -> dict[PenaltyName, float]:
 def _weights(method: MethodConfig, recipe: Answers) -> dict[PenaltyName, float]:
     given = method.penalty_weight
     if given is None:
-        return {name: PENALTY_WEIGHTS[name] for name in recipe.penalties}
+        return {name: PENALTY_WEIGHTS[name] for name in recipe.weighted}
     if not isinstance(given, dict):
-        if len(recipe.penalties) == 1:
-            return {recipe.penalties[0]: given}
+        if len(recipe.weighted) == 1:
+            return {recipe.weighted[0]: given}
         raise ConfigError(
-            f"one penalty_weight for {len(recipe.penalties)} penalties of different units",
+            f"one penalty_weight for {len(recipe.weighted)} penalties of different units",
             got=f"methods: {method.name}: penalty_weight = {given!r}",
-            expected=f"a weight for each of {', '.join(recipe.penalties)}",
+            expected=f"a weight for each of {', '.join(recipe.weighted)}",
             hint=f"penalty_weight: {_listed(recipe)}",
         )
     stands_in: dict[Any, PenaltyName] = dict(ON_ADAPTERS) if recipe.trained == "adapters" else {}
     named = {stands_in.get(name, name): weight for name, weight in given.items()}
-    unknown = sorted(set(named) - set(recipe.penalties))
+    unknown = sorted(set(named) - set(recipe.weighted))
     if unknown:
         raise ConfigError(
             f"the recipe {recipe.name!r} has no penalty {unknown[0]!r}",
             got=f"methods: {method.name}: penalty_weight = {given!r}",
-            expected=f"weights of {', '.join(recipe.penalties)}",
+            expected=f"weights of {', '.join(recipe.weighted)}",
             hint=f"penalty_weight: {_listed(recipe)}",
         )
-    return {name: named.get(name, PENALTY_WEIGHTS[name]) for name in recipe.penalties}
+    return {name: named.get(name, PENALTY_WEIGHTS[name]) for name in recipe.weighted}
 
 
 def _listed(recipe: Answers) -> str:
-    return "{" + ", ".join(f"{name}: {PENALTY_WEIGHTS[name]:g}" for name in recipe.penalties) + "}"
+    return "{" + ", ".join(f"{name}: {PENALTY_WEIGHTS[name]:g}" for name in recipe.weighted) + "}"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from constrained_adapters.memory.kfac import KFACMemory
 from constrained_adapters.model import CRMAModel
 from constrained_adapters.model.constrained import MEMORY_FILE
+from constrained_adapters.training.isolation import Isolation
 from constrained_adapters.training.learner import Rows
 from constrained_adapters.training.penalties import Penalty
 from constrained_adapters.workspace import atomic_write_bytes
@@ -29,6 +30,7 @@ class AdapterLearner:
         start: Of each adapter: as drawn, or, where steps are bound, in the open directions that its domain
             uses most.
         penalty: Binds the steps beside, or instead of, CRMA's own constraint.
+        isolation: Makes a shared adapter and each domain's own in its own layers; needs ``alone``.
     """
 
     def __init__(
@@ -40,9 +42,10 @@ class AdapterLearner:
         use: Literal["together", "alone", "once"] = "together",
         start: Literal["random", "inputs"] = "random",
         penalty: Penalty | None = None,
+        isolation: Isolation | None = None,
     ) -> None:
         self._model, self._folder, self._seed, self._use = model, memory_folder, seed, use
-        self._start, self._penalty = start, penalty
+        self._start, self._penalty, self._isolation = start, penalty, isolation
         self._names: list[str] = []
         self._tell: Callable[[str], None] = _say_nothing
 
@@ -73,7 +76,10 @@ class AdapterLearner:
         """Add the domain's adapter, choose what is left to choose and where it starts, and bind its steps."""
         earlier = list(self._names)
         self.show(number - 1, 0)  # what is chosen rests on what was learnt, not on what was scored last
-        self._model.create_adapter(domain, domain_id=number, probe_rows=rows)
+        if self._isolation is None:
+            self._model.create_adapter(domain, domain_id=number, probe_rows=rows)
+        else:
+            self._isolation.create(self._model, number, domain)
         chosen = self._model.chosen(domain)
         if chosen is not None and chosen.reason:
             self._tell(f"{domain}: {chosen.reason}")
@@ -92,9 +98,13 @@ class AdapterLearner:
         self._model.enable_constrained_training(False)
         self._model.freeze_adapter(domain)
         self._model.save_adapter(folder, domain)
+        if self._isolation is not None:
+            self._isolation.finish(self._model)
 
     def resume(self, number: int, domain: str, home: Path) -> None:
         """Load the adapter, with its memory."""
+        if self._isolation is not None:
+            self._isolation.resume(self._model)
         self._model.load_adapter(home, domain)
         self._names.append(domain)
         self.show(number, number)
@@ -121,7 +131,8 @@ class AdapterLearner:
         if self._use != "alone":
             self._model.set_active_adapters(self._names[:row])
         elif 1 <= number <= row:
-            self._model.set_active_adapters([self._names[number - 1]])
+            shared = [] if self._isolation is None else self._isolation.shared_names
+            self._model.set_active_adapters([*shared, self._names[number - 1]])
         else:
             self._model.set_active_adapters([])
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from constrained_adapters.adapters.bottleneck import NAMED, Bottlenecks
+from constrained_adapters.adapters.inserted import Family, InsertedModel
+from constrained_adapters.adapters.progressive import Columns
+from constrained_adapters.adapters.selection import Part, Which
 from constrained_adapters.config import MethodConfig, RunConfig
 from constrained_adapters.model import CRMAModel
+from constrained_adapters.models.decoder import decoder_layers
 from constrained_adapters.models.load import LoadedBase
 from constrained_adapters.recipes import Answers, find_recipe, model_config, penalty_weights
-from constrained_adapters.recipes.rows import PenaltyName
+from constrained_adapters.recipes.rows import WEIGHTS, PenaltyName, Trained
 from constrained_adapters.training.adapters import AdapterLearner
+from constrained_adapters.training.inserted import InsertedLearner, InsertedUse
+from constrained_adapters.training.isolation import Isolation
 from constrained_adapters.training.learner import Learner, Untrained
 from constrained_adapters.training.osf import OSFLearner
 from constrained_adapters.training.penalties import (
@@ -40,15 +48,76 @@ def make_learner(base: LoadedBase, config: RunConfig, method: MethodConfig, memo
     if recipe.trained == "nothing":
         return Untrained(base.model)
     penalty = make_penalty(recipe, method, memory_folder)
-    if recipe.trained == "weights":
-        return WeightsLearner(trainable_copy(base.model), penalty)
+    if recipe.trained in WEIGHTS:
+        return WeightsLearner(trainable_copy(base.model, _part(base.model, recipe.trained, method)), penalty)
     if recipe.trained == "singular_vectors":
         return OSFLearner(trainable_copy(base.model), config.adapter.layers, len(config.domains))
+    family = _family(recipe.trained, method)
+    if family is not None:
+        inserted = InsertedModel(base.model, family, fingerprint=base.fingerprint)
+        return InsertedLearner(inserted, _inserted_use(recipe), penalty)
     use: Literal["together", "alone", "once"] = "once" if recipe.in_one_turn else recipe.scored
     model = CRMAModel.from_base(base, model_config(method, config.base, config.adapter))
     return AdapterLearner(
-        model, memory_folder, seed=config.seed, use=use, start=recipe.start, penalty=penalty
+        model,
+        memory_folder,
+        seed=config.seed,
+        use=use,
+        start=recipe.start,
+        penalty=penalty,
+        isolation=_isolation(base.model, config, method, memory_folder) if recipe.shared else None,
     )
+
+
+def check_methods_on(base: LoadedBase, config: RunConfig) -> None:
+    """Refuse what a method could not do with this base, before any method is trained.
+
+    Raises:
+        ConstrainedAdaptersError: As :func:`make_learner`.
+    """
+    for method in config.methods:
+        make_learner(base, config, method, config.output / method.name).release()
+
+
+def _part(model: Any, trained: Trained, method: MethodConfig) -> Part:
+    """What of the base's weights is trained; half of the decoder layers where their number is left out."""
+    which = _PARTS[trained]
+    if which in {"all", "biases"}:
+        return Part(which)
+    return Part(which, len(decoder_layers(model)) // 2 if method.num_layers is None else method.num_layers)
+
+
+def _family(trained: Trained, method: MethodConfig) -> Family | None:
+    if trained == "columns":
+        return Columns(method.width or Columns.width)
+    return replace(NAMED[trained], width=method.width or Bottlenecks.width) if trained in NAMED else None
+
+
+def _isolation(base: Any, config: RunConfig, method: MethodConfig, folder: Path) -> Isolation:
+    rank = config.adapter.rank
+    assert rank != "auto", "check_methods refuses it"
+    return Isolation(
+        base,
+        layers=method.domain_layers or {},
+        ranks=method.domain_ranks or {},
+        shared_rank=rank if method.shared_rank is None else method.shared_rank,
+        folder=folder,
+    )
+
+
+def _inserted_use(recipe: Answers) -> InsertedUse:
+    if recipe.in_one_turn:
+        return "once"
+    return "alone" if recipe.scored == "alone" else "onward"
+
+
+_PARTS: Mapping[Trained, Which] = {
+    "weights": "all",
+    "biases": "biases",
+    "freeze_first": "freeze_first",
+    "freeze_last": "freeze_last",
+    "last_layers": "train_last",
+}
 
 
 def make_penalty(recipe: Answers, method: MethodConfig, memory_folder: Path) -> Penalty | None:

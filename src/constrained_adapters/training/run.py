@@ -17,7 +17,7 @@ from constrained_adapters.models.load import load_base
 from constrained_adapters.recipes import check_methods, find_recipe
 from constrained_adapters.results import RunResult
 from constrained_adapters.training.domain import check_optimizer
-from constrained_adapters.training.learners import make_learner
+from constrained_adapters.training.learners import check_methods_on, make_learner
 from constrained_adapters.training.lessons import Prepared
 from constrained_adapters.training.observer import RunObserver, SilentObserver
 from constrained_adapters.training.peak import peak_memory_bytes, reset_peak_memory
@@ -52,6 +52,7 @@ def run_config(config: RunConfig, *, observer: RunObserver | None = None, fresh:
     observer.started(len(config.methods), [domain.name for domain in domains])
     base = load_base(config.base)
     prepared = Prepared(domains, general_texts(config), base.tokenizer)
+    check_methods_on(base, config)
     results = []
     for index, method in enumerate(config.methods):
         # Before anything is written down, so that a wrong setting can be put right and the run begun.
@@ -68,7 +69,7 @@ def run_config(config: RunConfig, *, observer: RunObserver | None = None, fresh:
                 atomic_write_text(config.output / "crma.yaml", dump_config(config))
             first = config.output / config.methods[0].name
             base_row = Workspace(first).evaluation(0) if index else None
-            DomainSequence(learner, workspace, prepared, config, method, observer).run(base_row)
+            DomainSequence(learner, base.model, workspace, prepared, config, method, observer).run(base_row)
             results.append(method_result(workspace, config, method, domains, peak_memory_bytes()))
             learner.release()
     result = RunResult(

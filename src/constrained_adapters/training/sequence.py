@@ -19,14 +19,16 @@ from transformers import set_seed
 
 from constrained_adapters.config import CRMAConfig, MethodConfig, RunConfig
 from constrained_adapters.data.examples import Domain
-from constrained_adapters.data.tokens import Tokens
+from constrained_adapters.data.tokens import TokenDataset, Tokens
 from constrained_adapters.evaluation.calibration import measured_increases
 from constrained_adapters.evaluation.samples import generate_answers
 from constrained_adapters.evaluation.scores import mean_nats, score_examples
 from constrained_adapters.memory.reservoir import num_memory_examples, sample_rows
-from constrained_adapters.recipes import model_config, penalty_weights
+from constrained_adapters.objectives import LabelledDataset, Teachers, is_plain, prepare_rows
+from constrained_adapters.recipes import find_recipe, model_config, penalty_weights
+from constrained_adapters.training.answers import method_objective
 from constrained_adapters.training.domain import TrainingRecord, train_domain
-from constrained_adapters.training.learner import Learner, Rows
+from constrained_adapters.training.learner import Learner, OneState, Rows
 from constrained_adapters.training.lessons import Lessons, Prepared
 from constrained_adapters.training.observer import RunObserver
 from constrained_adapters.training.peak import peak_memory_bytes
@@ -42,6 +44,7 @@ class DomainSequence:
 
     Args:
         learner: Has learnt nothing yet.
+        base: The base; as it was loaded whenever the learner has a model of its own.
         workspace: Locked by the caller.
         prepared: Data and tokenizer.
         config: Of the run.
@@ -52,13 +55,14 @@ class DomainSequence:
     def __init__(
         self,
         learner: Learner,
+        base: Any,
         workspace: Workspace,
         prepared: Prepared,
         config: RunConfig,
         method: MethodConfig,
         observer: RunObserver,
     ) -> None:
-        self.learner, self.workspace, self.prepared = learner, workspace, prepared
+        self.learner, self.base, self.workspace, self.prepared = learner, base, workspace, prepared
         self.config, self.method, self.observer = config, method, observer
         self.lessons = Lessons(prepared, config, method, workspace.memory)
 
@@ -110,12 +114,16 @@ class DomainSequence:
     def _train(self, number: int, name: str, home: Path) -> None:
         seed = self.config.seed * 1000 + number
         lesson = self.lessons.lesson(number)
+        objective = method_objective(self.method)
+        dataset: TokenDataset | LabelledDataset = lesson.rows
+        if not is_plain(objective):  # before the new adapter is there
+            dataset = prepare_rows(objective, lesson.rows.tokens, self._teachers(number))
         set_seed(seed)
         self.learner.begin(number, name, _token_rows(sample_rows(lesson.rows.tokens, START_ROWS, seed)))
         record = train_domain(
             self.learner.module,
             self.prepared.tokenizer,
-            lesson.rows,
+            dataset,
             lesson.settings,
             method=self.method.name,
             domain=name,
@@ -124,13 +132,29 @@ class DomainSequence:
             folder=self.workspace.checkpoints(name),
             observer=self.observer,
             in_order=lesson.in_order,
+            objective=objective,
         )
         facts = self.learner.describe()
+        if isinstance(dataset, LabelledDataset) and "stm" in find_recipe(self.method).objectives:
+            facts |= dataset.facts
         predicted = self.learner.predicted_increase_nats(name)
         with atomic_directory(home) as folder:
             self.learner.finish(name, folder)
             atomic_write_json(folder / TRAINING_FILE, _training_json(record, facts, predicted))
         shutil.rmtree(self.workspace.checkpoints(name), ignore_errors=True)
+
+    def _teachers(self, number: int) -> Teachers:
+        """The model after the domains before this one, and the base as it was before any."""
+
+        def before() -> Any:
+            self.learner.show(number - 1, 0)
+            return self.learner.module
+
+        def untouched() -> Any:
+            self.learner.show(0, 0)
+            return self.base if isinstance(self.learner, OneState) else self.learner.module
+
+        return Teachers(before, untouched)
 
     def _remember(self, number: int, domain: Domain, home: Path) -> None:
         self.observer.stage(self.method.name, domain.name, "making the gradient memory")

@@ -8,9 +8,18 @@ import sys
 
 import pytest
 
-from constrained_adapters.config import MethodConfig
+from constrained_adapters.config import PENALTY_WEIGHT, MethodConfig
 from constrained_adapters.errors import ConfigError, UnknownNameError
-from constrained_adapters.recipes import ALIASES, RECIPES, combine, find_recipe, penalty_weights, recipe_names
+from constrained_adapters.recipes import (
+    ALIASES,
+    RECIPES,
+    combine,
+    effective_settings,
+    find_recipe,
+    penalty_weights,
+    recipe_names,
+)
+from constrained_adapters.recipes.effective import ACTS_ON
 
 
 def answers(recipe: str):
@@ -50,6 +59,13 @@ def test_ewc_holds_all_weights_alone_and_the_update_of_adapters():
     assert answers("ewc + ewc_lora").penalties == ("ewc_lora",)  # one penalty, named twice
 
 
+def test_bottlenecks_are_trained_on_or_a_set_a_domain():
+    assert answers("houlsby").trains_on and answers("houlsby + ewc").penalties == ("ewc",)
+    assert not answers("separate + houlsby").trains_on
+    assert answers("bitfit + ewc").trains_on and not answers("progressive").trains_on
+    assert not answers("bitfit").resizable and answers("houlsby").resizable
+
+
 def test_the_order_of_the_names_does_not_matter():
     for pair in itertools.permutations(["lora", "replay", "ewc", "olora"]):
         merged = combine([RECIPES[name] for name in pair])
@@ -63,11 +79,17 @@ def test_the_order_of_the_names_does_not_matter():
         ("crma + full", "'crma' and 'full' do not go together: what is trained has one answer"),
         ("crma + orthogonal", "'crma' and 'orthogonal' do not go together: how memories bind a step"),
         ("osf + lora", "'osf' and 'lora' do not go together: what is trained has one answer"),
-        ("osf + ewc", "no weight persists for 'ewc'"),
+        ("osf + ewc", "no weight of a finished domain is trained on, so there is none for 'ewc'"),
+        ("progressive + ewc", "'ewc' would protect what nothing can harm"),
+        ("isolation + crma", "'fisher' would protect what nothing can harm"),
+        ("isolation + full", "'isolation' and 'full' do not go together: what is trained"),
+        ("joint + separate", "'joint' learns one model for all domains, so none has its own"),
+        ("separate + full", "no domain has its own"),
+        ("bitfit + houlsby", "'bitfit' and 'houlsby' do not go together: what is trained"),
         ("base + replay", "'base' trains nothing, so nothing can be added to it"),
         ("joint + replay", "'joint' has all data already, 'replay' adds none to it"),
         ("joint + ewc", "there is no finished domain for 'ewc"),
-        ("separate + ewc", "'ewc_lora' would protect what nothing can harm"),
+        ("separate + ewc", "'ewc' would protect what nothing can harm"),
         ("separate + crma", "'fisher' would protect what nothing can harm"),
         ("separate + replay", "need not know the others' examples"),
         ("lora + replay + lora", "'lora' is there twice"),
@@ -107,11 +129,26 @@ def test_a_combination_has_the_settings_of_its_rows_and_no_others():
     method = MethodConfig(
         recipe="crma + replay", replay_ratio=0.3, constraint_strength=0.9, learning_rate=1e-3
     )
-    assert find_recipe(method).effective_settings == (
-        combine([RECIPES["crma"]]).effective_settings | combine([RECIPES["replay"]]).effective_settings
-    )
-    with pytest.raises(ConfigError, match=r"'penalty_weight' has no effect on the recipe 'crma \+ replay'"):
-        find_recipe(MethodConfig(recipe="crma + replay", penalty_weight=1.0))
+    both = effective_settings(find_recipe(method))
+    assert both == effective_settings(answers("crma")) | effective_settings(answers("replay"))
+    with pytest.raises(ConfigError, match=r"'stm_threshold' has no effect on the recipe 'crma \+ replay'"):
+        find_recipe(MethodConfig(recipe="crma + replay", stm_threshold=3.0))
+
+
+def test_every_setting_of_a_method_says_what_it_acts_on_and_acts_on_some_row():
+    assert set(ACTS_ON) == set(MethodConfig.model_fields) - {"recipe", "name"}
+    for key, acts in ACTS_ON.items():
+        assert any(acts(combine([row])) for row in RECIPES.values()), key
+
+
+def test_crma_has_a_penalty_of_its_own_under_its_own_type_only():
+    assert penalty_weights(MethodConfig(recipe="crma")) == {"crma": PENALTY_WEIGHT}
+    assert penalty_weights(MethodConfig(recipe="crma + olora", penalty_weight={"crma": 0.0})) == {
+        "crma": 0.0,
+        "olora": 0.5,
+    }
+    with pytest.raises(ConfigError, match="'penalty_weight' has no effect on the recipe 'crma'"):
+        find_recipe(MethodConfig(recipe="crma", constraint_type="gem", penalty_weight=1.0))
 
 
 def test_the_rows_are_read_without_torch():

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import LlamaConfig, Qwen2Config, Qwen2ForCausalLM
 
 from constrained_adapters.config import RunConfig
 from constrained_adapters.results import RunResult
@@ -55,7 +57,7 @@ class TinyRun:
         return RunConfig(
             output=self.folder / output,
             base={"model": str(self.folder / "base")},
-            adapter={"rank": 2},
+            adapter={"rank": 2, **changes.pop("adapter", {})},
             training={**training, **changes.pop("training", {})},
             methods=list(methods),
             domains=[{"name": n, "data": str(self.folder / f"{n}.jsonl")} for n in names],
@@ -67,6 +69,15 @@ class TinyRun:
             },
             **changes,
         )
+
+    def save_base_with_biases(self) -> None:
+        """Put a Qwen2 in the place of the Llama, which has no biases."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            sizes = LlamaConfig.from_pretrained(self.folder / "base").to_dict()
+            known = set(Qwen2Config().to_dict()) - {"model_type", "architectures"}
+            kept = {key: value for key, value in sizes.items() if key in known}
+            Qwen2ForCausalLM(Qwen2Config(**kept)).save_pretrained(self.folder / "base")
 
     def __call__(self, *methods: Any, observer: Any = None, **changes: Any) -> RunResult:
         return run_config(self.config(*methods, **changes), observer=observer)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from constrained_adapters.config import BaseConfig, MethodConfig
-from constrained_adapters.errors import ConfigError, WorkspaceError
+from constrained_adapters.errors import ConfigError, UsageError, WorkspaceError
 from constrained_adapters.memory.diagonal import DiagonalMemory
 from constrained_adapters.recipes import RECIPES, find_recipe
 from constrained_adapters.rehearsal import ReplayBuffer
@@ -17,18 +17,39 @@ from constrained_adapters.training.run import run_config
 
 from .conftest import DOMAINS, StopAt, StopError, numbers
 
-COMBINATIONS = ["lora + replay + ewc", "crma + replay", "olora + ewc_lora", "full + replay"]
+COMBINATIONS = [
+    "lora + replay + ewc",
+    "crma + replay + distillation + stm",
+    "olora + ewc_lora",
+    "full + replay + distillation",
+    "joint + full",
+    "separate + houlsby",
+    "houlsby + ewc",
+]
+
+
+# What a base of random weights asks for: every token surprises it.
+SETTINGS = {"stm": {"stm_threshold": 250.0}}
+
+
+def method_of(recipe: str, **settings):
+    for name in recipe.split(" + "):
+        settings |= SETTINGS.get(name, {})
+    return {"recipe": recipe, **settings}
 
 
 @pytest.mark.parametrize("recipe", [*RECIPES, *COMBINATIONS])
 def test_it_runs_goes_on_where_it_stopped_and_its_result_is_complete(tiny_run, recipe):
-    whole = tiny_run(recipe, output="whole")
+    if "bitfit" in recipe:
+        tiny_run.save_base_with_biases()
+    method = method_of(recipe)
+    whole = tiny_run(method, output="whole")
     check_complete(whole, recipe)
-    middle = {"base": [], "joint": [StopAt(step=("law", 3))]}.get(recipe, [StopAt(step=("数学", 3))])
-    for stop in [StopAt(row=1), *middle] if recipe != "joint" else middle:
+    turn = "law" if {"joint", "isolation"} & set(recipe.split(" + ")) else "数学"  # the one with most to lose
+    for stop in [StopAt(row=1)] if recipe == "base" else [StopAt(step=(turn, 3)), StopAt(row=2)]:
         with pytest.raises(StopError):
-            tiny_run(recipe, output="stopped", observer=stop)
-    stopped = tiny_run(recipe, output="stopped")
+            tiny_run(method, output="stopped", observer=stop)
+    stopped = tiny_run(method, output="stopped")
     assert numbers(stopped.methods[0].model_dump()) == numbers(whole.methods[0].model_dump())
 
 
@@ -143,6 +164,92 @@ def test_a_penalty_is_seen_in_the_curves_of_every_domain_but_the_first(tiny_run,
         assert record.curves["penalty"].steps == [1, 2, 3, 4]
         assert any(value > 0 for value in record.curves["penalty_ratio"].values)
         assert record.constraint["penalty_weight"] > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "plain"),
+    [
+        ({"recipe": "distillation", "distillation_weight": 0.0}, "lora"),
+        ({"recipe": "stm", "stm_threshold": 1e30}, "lora"),
+        ({"recipe": "lora", "name": "sharp", "label_smoothing": 0.0}, "lora"),
+        ({"recipe": "houlsby + ewc", "penalty_weight": 0.0}, "houlsby"),
+        ({"recipe": "isolation", "shared_rank": 0}, "separate"),
+    ],
+)
+def test_an_answer_without_weight_is_not_there(tiny_run, method, plain):
+    result = tiny_run(plain, method, names=DOMAINS[:2])
+    assert numbers(matrices(result, 1)) == pytest.approx(matrices(result, 0))
+
+
+def test_what_is_minimised_shows(tiny_run):
+    result = tiny_run("lora", method_of("stm + distillation", label_smoothing=0.1), names=DOMAINS[:2])
+    record = result.methods[1].records[1]
+    assert record.curves["loss_distillation"].steps == [1, 2, 3, 4]
+    assert 0.1 < record.constraint["masked_ratio"] < 0.9
+    assert matrices(result, 1)["loss"][2] != matrices(result, 0)["loss"][2]
+
+
+def test_isolation_gives_each_domain_its_layers_and_rank_and_keeps_what_was_learnt(tiny_run):
+    own = {
+        "recipe": "isolation",
+        "domain_layers": {"数学": ["q_proj"], "Право": ["mlp.up_proj", "v_proj"]},
+        "domain_ranks": {"Право": 3},
+        "shared_rank": 1,
+    }
+    result = tiny_run(own, "separate")
+    matrix = matrices(result)["loss"]
+    for number in range(3):  # a finished domain stays exactly as it was, one to come is the base's
+        assert len({row[number] for row in matrix[number + 1 :]}) == 1
+        assert len({row[number] for row in matrix[: number + 1]}) == 1
+    home = tiny_run.folder / "out" / "isolation"
+    shapes = {
+        name: {
+            key.rpartition(".layers.")[2].split(".lora_")[0]: tuple(value.shape)
+            for key, value in load_file(home / place / "adapter_model.safetensors").items()
+            if "lora_A" in key
+        }
+        for name, place in [("shared", "memory/shared"), *((name, f"adapters/{name}") for name in DOMAINS)]
+    }
+    assert {shape[0] for shape in shapes["shared"].values()} == {1}
+    assert {name.rpartition(".")[2] for name in shapes["law"]} == {"q_proj", "v_proj", "o_proj"}
+    assert {name.rpartition(".")[2] for name in shapes["数学"]} == {"q_proj"}
+    assert {name.rpartition(".")[2] for name in shapes["Право"]} == {"up_proj", "v_proj"}
+    assert {shape[0] for shape in shapes["Право"].values()} == {3}
+    kept = sum(path.stat().st_size for path in home.rglob("adapter_model.safetensors"))
+    assert round(3 * result.methods[0].summary["bytes_per_domain"]) == kept
+
+
+@pytest.mark.parametrize(
+    ("method", "adapter", "message"),
+    [
+        ({"domain_layers": {"lau": ["q_proj"]}}, {}, r"no domain named 'lau'(?s:.*)Try: +law"),
+        ({"domain_ranks": {"music": 2}}, {}, "no domain named 'music'"),
+        ({}, {"rank": "auto"}, "isolation gives each domain its rank"),
+        ({"domain_layers": {"law": ["w_proj"]}}, {}, "no linear layer named 'w_proj'"),
+    ],
+)
+def test_isolation_refuses_what_it_cannot_do(tiny_run, method, adapter, message):
+    config = tiny_run.config({"recipe": "isolation", **method}, **({"adapter": adapter} if adapter else {}))
+    with pytest.raises(UsageError, match=message):
+        run_config(config)
+    assert not (tiny_run.folder / "out").exists()
+
+
+def test_what_a_base_lacks_is_refused_before_the_first_method_is_trained(tiny_run):
+    with pytest.raises(ConfigError, match=r"this base has no biases(?s:.*)Try: +lora") as error:
+        tiny_run("lora", "bitfit")
+    assert len(str(error.value).splitlines()) == 4
+    with pytest.raises(ConfigError, match="freeze_last of 2 decoder layers"):
+        tiny_run("lora", {"recipe": "freeze_last", "num_layers": 2})
+    assert not (tiny_run.folder / "out").exists()
+
+
+def test_a_fresh_run_does_not_read_what_the_old_one_remembered(tiny_run):
+    before = tiny_run("ewc", names=DOMAINS[:2])
+    config = tiny_run.config("ewc", names=DOMAINS[:2], seed=1)
+    run_config(config, fresh=True)
+    again = run_config(tiny_run.config("ewc", names=DOMAINS[:2]), fresh=True)
+    assert numbers(again.methods[0].model_dump()) == numbers(before.methods[0].model_dump())
 
 
 def test_two_penalties_are_seen_by_name_and_without_weight_are_not_there(tiny_run):
