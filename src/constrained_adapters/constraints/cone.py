@@ -2,9 +2,9 @@
 
 g̃ = g + Σ_k v_k g_k is nearest to g among those with ⟨g̃, g_k⟩ ≥ 0 for every k, where v ≥ 0 solves the dual,
 min_v ½ vᵀ G v + ⟨v, p⟩ with G the t × t Gram matrix of the g_k and p_k = ⟨g, g_k⟩ (GEM, Lopez-Paz & Ranzato
-2017, arXiv 1706.08840, equations 8 to 12). With a margin γ the bound is v ≥ γ wherever g goes against any g_k,
-as in the authors' code, so that g̃ lowers the old losses a little. With t = 1 it is A-GEM's closed form
-(Chaudhry et al. 2019, arXiv 1812.00420, equation 11).
+2017, arXiv 1706.08840, equations 8 to 12). With a margin γ the bound is v ≥ γ wherever g goes against any
+g_k, as in the authors' code, so that g̃ lowers the old losses a little. With t = 1 it is A-GEM's closed
+form (Chaudhry et al. 2019, arXiv 1812.00420, equation 11).
 
 Only inner products are needed, so nothing of the gradients' size is made; they are summed in float64.
 

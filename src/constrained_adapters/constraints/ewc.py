@@ -1,4 +1,4 @@
-"""``ewc``: every trained weight is held to where the finished domains left it, by its importance to them.
+"""``ewc`` and ``online_ewc``: trained weights are held where the finished domains left them, by importance.
 
 P = λ/2 Σ_k Σ_i F_i^k (θ_i − θ*_i^k)² (EWC, Kirkpatrick et al. 2017, arXiv 1612.00796, equation 3, one term
 for each finished domain k). The sum of parabolas is one parabola: with S = Σ_k F^k and the anchor
@@ -7,6 +7,11 @@ numbers per weight are kept, however many domains there are; nothing is approxim
 
 F is per loss token (:mod:`constrained_adapters.memory.diagonal`), so at λ = 1 P is the second-order
 estimate of the sum, over the finished domains, of the nats per token by which the model has moved.
+
+``online_ewc`` (Schwarz et al. 2018, arXiv 1805.06370, section 3.2) is the same around one anchor, the last
+domain's θ*, with F ← γF + F^t: γ = 1 forgets where each domain ended, γ < 1 also that it mattered.
+Deviation: there γ multiplies the penalty too, λ/2 γ S (θ − θ*)²; here that is part of λ, so that with one
+domain it is ``ewc``. Their rescaling of every F to the same norm is left out, since all are per loss token.
 
 Cost per step: three multiply-adds per weight.
 """

@@ -21,11 +21,18 @@ def first_not_finite(tensors: Sequence[Tensor]) -> int | None:
     """
     if not tensors:
         return None
-    norms = torch._foreach_norm(list(tensors), 2, torch.float32)
-    if bool(torch.isfinite(torch.stack([norm.to(norms[0].device) for norm in norms])).all()):
+    found = norms(tensors)
+    if bool(torch.isfinite(torch.stack([norm.to(found[0].device) for norm in found])).all()):
         return None
     # A norm can overflow where no value does.
     return next((i for i, tensor in enumerate(tensors) if not bool(torch.isfinite(tensor).all())), None)
+
+
+def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The norm of each tensor, 0-dim, in float32, or in float64 where one of them is."""
+    wide = any(tensor.dtype == torch.float64 for tensor in tensors)
+    found: list[Tensor] = torch._foreach_norm(list(tensors), 2, torch.float64 if wide else torch.float32)
+    return found
 
 
 class LastGood:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained_adapters.constraints.base import Constraint
+from constrained_adapters.constraints.finite import norms
 
 
 @final
@@ -63,7 +64,7 @@ class FrozenWeightsConstraint(Constraint):
         if not gradients:
             self._removed = torch.zeros(())
             return
-        whole = torch.stack(torch._foreach_norm(gradients, 2, torch.float32)).square().sum()
+        whole = torch.stack(norms(gradients)).square().sum()
         removed = torch.zeros_like(whole)
         for p, index, _ in self._held:
             if p.grad is not None:

@@ -4,12 +4,13 @@ A K-FAC memory predicts a finished domain's loss increase p_k = ½ Σ_W tr(ΔW�
 adapter in training, and so its gradient, without any example:
 ∂p/∂A = s² (Bᵀ G B)(A A_k) and ∂p/∂B = s² (G B)(A A_k Aᵀ).
 
-* ``agem``: A-GEM against ḡ = Σ_k ∇p_k: one old gradient (:mod:`constrained_adapters.constraints.cone`).
-* ``gem``: GEM, with ∇p_k of every domain.
+* ``agem``: A-GEM (Chaudhry et al. 2019, arXiv 1812.00420) against ḡ = Σ_k ∇p_k, one old gradient.
+* ``gem``: GEM (Lopez-Paz & Ranzato 2017, arXiv 1706.08840) with ∇p_k of every domain.
 * ``diagonal``: as ``agem``, with only the diagonals of both factors.
 
-Deviation from both papers: predicted gradients stand in for those of kept examples
-(:mod:`constrained_adapters.constraints.kept` has those); and ``strength`` scales what is removed.
+What both do with an old gradient stands in :mod:`constrained_adapters.constraints.cone`. Deviation from
+both: predicted gradients stand in for those of kept examples (:mod:`constrained_adapters.constraints.kept`
+has those); and ``strength`` scales what is removed.
 
 Cost per step and domain: r·(d_in + d_out)·k multiply-adds per matrix for k directions of a factor; nothing of
 size d × d is made.

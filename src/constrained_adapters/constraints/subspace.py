@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained_adapters.constraints.base import Constraint
+from constrained_adapters.constraints.finite import norms
 
 
 class SubspaceConstraint(Constraint):
@@ -64,7 +65,7 @@ class SubspaceConstraint(Constraint):
         if not gradients:
             self._removed = torch.zeros(())
             return
-        whole = torch.stack(torch._foreach_norm(gradients, 2, torch.float32)).square().sum()
+        whole = torch.stack(norms(gradients)).square().sum()
         for matrix, basis in self._bound:
             if matrix.grad is not None:
                 inside = matrix.grad.float() @ basis

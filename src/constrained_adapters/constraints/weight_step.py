@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained_adapters.constraints.base import Constraint
+from constrained_adapters.constraints.finite import norms
 
 
 class WeightStepConstraint(Constraint):
@@ -65,7 +66,7 @@ class WeightStepConstraint(Constraint):
         if not gradients:
             self._removed = torch.zeros(())
             return
-        whole = torch.stack(torch._foreach_norm(gradients, 2, torch.float32)).square().sum()
+        whole = torch.stack(norms(gradients)).square().sum()
         removed = torch.zeros_like(whole)
         for index, (matrix, basis, transposed) in enumerate(self._bound):
             if matrix.grad is not None:

@@ -25,7 +25,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from constrained_adapters.errors import TrainingError, WorkspaceError
+from constrained_adapters.errors import ConfigError, TrainingError, WorkspaceError
+from constrained_adapters.memory.modes import evaluating
 
 FORMAT_VERSION = 1
 IGNORED = -100
@@ -55,9 +56,7 @@ def parameter_fisher(
     """
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     device, num_tokens = model.get_input_embeddings().weight.device, 0
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluating(model):
         for ids, labels in rows:
             place = labels[1:] != IGNORED
             if not bool(place.any()):
@@ -72,9 +71,6 @@ def parameter_fisher(
             for name, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:
                     total[name].addcmul_(gradient, gradient)
-    finally:
-        for module, training in modes.items():
-            module.training = training
     return _per_token(total, num_tokens, domain)
 
 
@@ -144,10 +140,10 @@ class DiagonalMemory:
 
     Args:
         domains: In order.
-        importance: S = Σ_k F^k by name.
-        anchor: m = Σ_k F^k θ*^k / S by name, where weights were given; see
+        importance: S = Σ_k F^k by name; with decay γ, S = Σ_k γ^(T−k) F^k.
+        anchor: m = Σ_k F^k θ*^k / S by name, where weights were given; with decay the last domain's θ*; see
             :mod:`constrained_adapters.constraints.ewc`.
-        constant: c ≥ 0 with Σ_k F^k (θ − θ*^k)² = S (θ − m)² + c, summed over all weights.
+        constant: c ≥ 0 with Σ_k F^k (θ − θ*^k)² = S (θ − m)² + c, summed over all weights; with decay 0.
     """
 
     domains: tuple[str, ...] = ()
@@ -156,7 +152,12 @@ class DiagonalMemory:
     constant: float = 0.0
 
     def with_domain(
-        self, domain: str, fisher: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None
+        self,
+        domain: str,
+        fisher: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor] | None = None,
+        *,
+        decay: float | None = None,
     ) -> DiagonalMemory:
         """The memory with one more finished domain.
 
@@ -164,7 +165,14 @@ class DiagonalMemory:
             domain: Its name.
             fisher: Its F by name.
             weights: θ* by name, where the anchor is wanted.
+            decay: γ of online EWC, 0 … 1: S ← γ S + F around these weights alone. Default: every domain's
+                parabola around its own.
+
+        Raises:
+            ConfigError: ``decay`` is outside 0 … 1.
         """
+        if decay is not None:
+            return self._decayed(domain, fisher, weights, decay)
         importance, anchor, constant = {}, {}, self.constant
         for name, value in fisher.items():
             own = value.cpu()
@@ -182,6 +190,24 @@ class DiagonalMemory:
             anchor[name] = self.anchor[name] + share * apart
             constant += float((before * share * apart.square()).double().sum())
         return DiagonalMemory((*self.domains, domain), importance, anchor, constant)
+
+    def _decayed(
+        self,
+        domain: str,
+        fisher: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor] | None,
+        decay: float,
+    ) -> DiagonalMemory:
+        if not 0.0 <= decay <= 1.0:
+            raise ConfigError(
+                "the decay of online EWC is out of range", got=f"{decay}", expected="0 … 1", hint="0.95"
+            )
+        importance = {
+            name: decay * self.importance[name] + own.cpu() if name in self.importance else own.cpu()
+            for name, own in fisher.items()
+        }
+        anchor = {name: w.detach().cpu().clone() for name, w in (weights or {}).items()}
+        return DiagonalMemory((*self.domains, domain), importance, anchor)
 
     def write(self, path: Path) -> None:
         """Write one safetensors file, in the weights' own precision; not atomic by itself."""

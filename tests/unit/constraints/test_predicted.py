@@ -179,7 +179,8 @@ def test_kept_directions_and_the_rest_give_what_the_dense_factor_gives(make_pair
     pairs, memories = make_pairs(), [make_memory(seed, directions=5) for seed in (0, 1)]
 
     def thin(factor: Factor, rank: int) -> NoDense:
-        kept = Factor.from_dense(factor.dense(), 1.0, rank)
+        dense = factor.dense()
+        kept = Factor.along(dense, torch.linalg.eigh(dense)[1][:, -rank:])
         assert float(kept.rest.sum()) > 0.01 * kept.trace
         return NoDense(kept.vectors, kept.values, kept.rest)
 

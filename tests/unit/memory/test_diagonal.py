@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from constrained_adapters.errors import TrainingError, WorkspaceError
+from constrained_adapters.errors import ConfigError, TrainingError, WorkspaceError
 from constrained_adapters.memory.diagonal import DiagonalMemory, LayerFisher, parameter_fisher
 from constrained_adapters.memory.gather import gather_statistics
 from constrained_adapters.memory.reservoir import pad_rows
@@ -130,6 +130,45 @@ def test_the_parabolas_of_all_domains_are_one(seeds):
     wanted = sum((f * (theta - w) ** 2).sum() for f, w in domains)
     one = (memory.importance["w"] * (theta - memory.anchor["w"]) ** 2).sum() + memory.constant
     torch.testing.assert_close(one, wanted, rtol=1e-9, atol=1e-12)
+
+
+@given(st.lists(st.integers(0, 2**31), min_size=1, max_size=5), st.floats(0.0, 1.0))
+def test_online_the_old_importance_decays_around_the_last_weights(seeds, decay):
+    memory, domains = DiagonalMemory(), []
+    for place, seed in enumerate(seeds):
+        generator = torch.Generator().manual_seed(seed)
+        fisher = torch.rand(4, 3, generator=generator, dtype=torch.float64)
+        weights = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+        memory = memory.with_domain(f"{place}", {"w": fisher}, {"w": weights}, decay=decay)
+        domains.append((fisher, weights))
+    wanted = sum(decay ** (len(seeds) - 1 - k) * fisher for k, (fisher, _) in enumerate(domains))
+    torch.testing.assert_close(memory.importance["w"], wanted, rtol=1e-9, atol=1e-12)
+    assert torch.equal(memory.anchor["w"], domains[-1][1]) and memory.constant == 0.0
+    assert memory.domains == tuple(f"{k}" for k in range(len(seeds)))
+
+
+def test_online_with_one_domain_or_without_decay_the_importance_is_that_of_ewc():
+    first = ({"w": torch.rand(2, 3)}, {"w": torch.rand(2, 3)})
+    second = ({"w": torch.rand(2, 3)}, {"w": torch.rand(2, 3)})
+    plain, online = (DiagonalMemory().with_domain("a", *first, decay=decay) for decay in (None, 0.3))
+    assert torch.equal(plain.importance["w"], online.importance["w"])
+    assert torch.equal(plain.anchor["w"], online.anchor["w"]) and plain.constant == online.constant == 0.0
+    both = [
+        memory.with_domain("b", *second, decay=d).importance["w"]
+        for memory, d in ((plain, None), (online, 1.0))
+    ]
+    assert torch.equal(*both)
+    without_anchor = (
+        DiagonalMemory().with_domain("a", first[0], decay=0.5).with_domain("b", second[0], decay=0.5)
+    )
+    torch.testing.assert_close(without_anchor.importance["w"], 0.5 * first[0]["w"] + second[0]["w"])
+    assert not without_anchor.anchor
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.1, float("nan")])
+def test_a_decay_out_of_range_is_refused(decay):
+    with pytest.raises(ConfigError, match="decay of online EWC is out of range"):
+        DiagonalMemory().with_domain("a", {"w": torch.rand(2)}, {"w": torch.rand(2)}, decay=decay)
 
 
 def test_it_comes_back_from_its_file(tmp_path):
