@@ -289,6 +289,15 @@ class MethodConfig(Settings):
     penalty_weight: Weight | dict[str, Weight] | None = None
     replay_ratio: float | None = Field(default=None, ge=0, le=1)
     replay_capacity: int | None = Field(default=None, ge=1)
+    replay_capacity_bytes: int | None = Field(default=None, ge=1)
+    replay_selection: Literal["reservoir", "highest_loss", "diverse"] | None = None
+    general_ratio: float | None = Field(default=None, ge=0, le=1)
+    general_text: str | None = None
+    ewc_decay: float | None = Field(default=None, ge=0, le=1)
+    gem_margin: Weight | None = None
+    gem_rows: int | None = Field(default=None, ge=1)
+    ogd_directions: int | None = Field(default=None, ge=1)
+    frozen_ratio: float | None = Field(default=None, ge=0, le=1)
     label_smoothing: float | None = Field(default=None, ge=0, lt=1)
     distillation_weight: Weight | None = None
     distillation_temperature: float | None = Field(default=None, gt=0)
@@ -339,6 +348,7 @@ class RunConfig(Settings):
     title: str = "constrained-adapters run"
     output: Path = Path("crma-run")
     seed: int = Field(default=0, ge=0)
+    private: bool = False
     base: BaseConfig = Field(default_factory=BaseConfig)
     adapter: AdapterConfig = Field(default_factory=AdapterConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)

@@ -4,6 +4,11 @@ from constrained_adapters.recipes.combine import Answers, combine, recipe_names
 from constrained_adapters.recipes.effective import effective_settings
 from constrained_adapters.recipes.rows import ALIASES, RECIPES, Recipe
 from constrained_adapters.recipes.settings import (
+    EWC_DECAY,
+    FROZEN_RATIO,
+    GEM_MARGIN,
+    GENERAL_RATIO,
+    GENERAL_TEXT,
     REPLAY_CAPACITY,
     REPLAY_RATIO,
     SHARED,
@@ -15,6 +20,11 @@ from constrained_adapters.recipes.settings import (
 
 __all__ = [
     "ALIASES",
+    "EWC_DECAY",
+    "FROZEN_RATIO",
+    "GEM_MARGIN",
+    "GENERAL_RATIO",
+    "GENERAL_TEXT",
     "RECIPES",
     "REPLAY_CAPACITY",
     "REPLAY_RATIO",

@@ -1,13 +1,13 @@
 """Rows of answers merged into one method, question by question, and the mergers that make no sense.
 
 A question with one answer (what is trained, what is scored, CRMA's constraint) takes it from the row that
-gives it; two different answers are refused. Penalties, rehearsals and objectives add up. The order
+gives it; two different answers are refused. Bounds, rehearsals and objectives add up. The order
 of the names does not matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,17 +18,27 @@ from constrained_adapters.recipes.rows import (
     BOTTLENECKS,
     RECIPES,
     WEIGHTS,
+    Bound,
     ObjectiveName,
-    PenaltyName,
     Recipe,
     Rehearsal,
     Scored,
     Start,
     Trained,
+    keeps_old_data,
 )
 
-ON_ADAPTERS: dict[PenaltyName, PenaltyName] = {"ewc": "ewc_lora"}
-"""A diagonal Fisher of A and B would depend on how ΔW is split into them, so that of ΔW stands in."""
+ON_ADAPTERS: Mapping[Bound, Bound] = {"ewc": "ewc_lora", "online_ewc": "online_ewc_lora", "ogd": "ogd_lora"}
+"""What stands in where each domain has a LoRA of its own: a diagonal Fisher, or a gradient, of A and B would
+depend on how ΔW is split into them, so those of ΔW are taken."""
+
+WITHOUT_WEIGHT: frozenset[Bound] = frozenset({"agem", "freeze_important", "gem", "ogd", "ogd_lora"})
+"""Bounds that are no penalty: they have settings of their own."""
+
+_OF_LASTING_WEIGHTS: frozenset[Bound] = frozenset({"ewc", "freeze_important", "ogd", "online_ewc"})
+"""Bounds that need weights which are trained on from domain to domain."""
+
+_BY_FISHER: frozenset[Bound] = frozenset({"ewc", "ewc_lora", "online_ewc", "online_ewc_lora"})
 
 _QUESTIONS = {
     "trained": "what is trained",
@@ -48,14 +58,19 @@ class Answers:
     start: Start
     constraint: ConstraintType
     strength: float
-    penalties: tuple[PenaltyName, ...]
+    bounds: tuple[Bound, ...]
     rehearsals: tuple[Rehearsal, ...]
     objectives: tuple[ObjectiveName, ...]
 
     @property
     def keeps_old_data(self) -> bool:
         """Whether examples of finished domains are kept."""
-        return bool({"replay", "all"} & set(self.rehearsals))
+        return keeps_old_data(self.bounds, self.rehearsals)
+
+    @property
+    def keeps_examples(self) -> bool:
+        """Whether they are kept in a buffer, not as a whole."""
+        return self.keeps_old_data and not self.in_one_turn
 
     @property
     def in_one_turn(self) -> bool:
@@ -73,9 +88,10 @@ class Answers:
         return self.trained in WEIGHTS or (self.trained in BOTTLENECKS and self.scored == "together")
 
     @property
-    def weighted(self) -> tuple[PenaltyName, ...]:
-        """The penalties that have a λ, CRMA's own among them."""
-        return (*(("crma",) if self.constraint == "fisher" else ()), *self.penalties)
+    def penalties(self) -> tuple[str, ...]:
+        """What has a λ, CRMA's own penalty among it."""
+        own = ("crma",) if self.constraint == "fisher" else ()
+        return (*own, *(name for name in self.bounds if name not in WITHOUT_WEIGHT))
 
 
 def recipe_names(recipe: str, *, where: str = "methods") -> list[str]:
@@ -112,10 +128,8 @@ def combine(rows: Sequence[Recipe]) -> Answers:
     if len(rows) > 1 and any(row.trained == "nothing" for row in rows):
         raise _refusal(name, "'base' trains nothing, so nothing can be added to it", "'base' alone")
     trained: Trained = _one(rows, "trained") or _one(rows, "usual") or "adapters"
-    penalties = {
-        ON_ADAPTERS.get(each, each) if trained == "adapters" else each
-        for row in rows
-        for each in row.penalties
+    bounds = {
+        ON_ADAPTERS.get(each, each) if trained == "adapters" else each for row in rows for each in row.bounds
     }
     rehearsals = {each for row in rows for each in row.rehearsals}
     answers = Answers(
@@ -126,7 +140,7 @@ def combine(rows: Sequence[Recipe]) -> Answers:
         start=_one(rows, "start") or "random",
         constraint=_one(rows, "constraint") or "none",
         strength=next((row.strength for row in rows if row.strength is not None), 0.0),
-        penalties=tuple(sorted(penalties)),
+        bounds=tuple(sorted(bounds)),
         rehearsals=tuple(sorted(rehearsals)),
         objectives=tuple(sorted({each for row in rows for each in row.objectives})),
     )
@@ -156,15 +170,15 @@ def _words(answer: str) -> str:
 
 def _refuse_senseless(answers: Answers) -> None:
     """Refuse what could be computed but would not mean anything."""
-    binds = [*answers.penalties, *([answers.constraint] if answers.constraint != "none" else [])]
-    if answers.in_one_turn and answers.penalties:
+    binds = [*answers.bounds, *([answers.constraint] if answers.constraint != "none" else [])]
+    if answers.in_one_turn and answers.bounds:
         raise _refusal(
             answers.name,
-            f"'joint' learns all in one turn, so there is no finished domain for {answers.penalties[0]!r}",
+            f"'joint' learns all in one turn, so there is no finished domain for {answers.bounds[0]!r}",
             "one of the two; 'joint + crma' protects the base's own knowledge",
         )
-    if answers.in_one_turn and len(answers.rehearsals) > 1:
-        others = [each for each in answers.rehearsals if each != "all"]
+    others = sorted({*answers.rehearsals} - {"all", "general_text"})
+    if answers.in_one_turn and others:
         raise _refusal(
             answers.name, f"'joint' has all data already, {others[0]!r} adds none to it", "'joint' alone"
         )
@@ -180,7 +194,7 @@ def _refuse_senseless(answers: Answers) -> None:
             f"each domain has its own adapter alone, so {binds[0]!r} would protect what nothing can harm",
             "'lora' in the place of 'separate', or 'separate' alone",
         )
-    if answers.scored == "alone" and answers.rehearsals:
+    if answers.scored == "alone" and others:
         raise _refusal(
             answers.name,
             "each domain is scored with its own adapter alone, which need not know the others' examples",
@@ -192,11 +206,19 @@ def _refuse_senseless(answers: Answers) -> None:
             "the base's weights are trained on from domain to domain, so no domain has its own",
             "'separate' with adapters: lora, houlsby, pfeiffer, parallel",
         )
-    if answers.penalties and answers.trained != "adapters" and not answers.trains_on:
+    lost = sorted(_OF_LASTING_WEIGHTS & {*answers.bounds})
+    if lost and not answers.trains_on:
         raise _refusal(
             answers.name,
-            f"no weight of a finished domain is trained on, so there is none for {answers.penalties[0]!r}",
+            f"no weight of a finished domain is trained on, so there is none for {lost[0]!r}",
             "one of the two, or 'full' in the place of what is trained",
+        )
+    same = sorted(_BY_FISHER & {*answers.bounds})
+    if len(same) > 1:
+        raise _refusal(
+            answers.name,
+            f"{same[0]!r} and {same[1]!r} are one penalty twice: a Fisher that stays, one that fades",
+            "one of the two",
         )
 
 

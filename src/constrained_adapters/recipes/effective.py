@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from constrained_adapters.recipes.combine import Answers
 from constrained_adapters.recipes.rows import BOTTLENECKS
 
-_FISHER = {"ewc", "ewc_lora"}
+_MEASURED = {"ewc", "ewc_lora", "freeze_important", "ogd", "ogd_lora", "online_ewc", "online_ewc_lora"}
 
 
 def _bound(answers: Answers) -> bool:
@@ -16,6 +16,10 @@ def _bound(answers: Answers) -> bool:
 
 def _distils(answers: Answers) -> bool:
     return "distillation" in answers.objectives
+
+
+def _mixes_text(answers: Answers) -> bool:
+    return "general_text" in answers.rehearsals
 
 
 def _replays(answers: Answers) -> bool:
@@ -34,14 +38,23 @@ ACTS_ON: Mapping[str, Callable[[Answers], bool]] = {
     "distillation_weight": _distils,
     "domain_layers": lambda answers: answers.shared,
     "domain_ranks": lambda answers: answers.shared,
-    "gradient_memory_size": lambda answers: _bound(answers) or bool(_FISHER & {*answers.penalties}),
+    "ewc_decay": lambda answers: bool({"online_ewc", "online_ewc_lora"} & {*answers.bounds}),
+    "frozen_ratio": lambda answers: "freeze_important" in answers.bounds,
+    "gem_margin": lambda answers: "gem" in answers.bounds,
+    "gem_rows": lambda answers: bool({"agem", "gem"} & {*answers.bounds}),
+    "general_ratio": _mixes_text,
+    "general_text": _mixes_text,
+    "gradient_memory_size": lambda answers: _bound(answers) or bool(_MEASURED & {*answers.bounds}),
     "label_smoothing": _trains,
     "learning_rate": _trains,
     "num_layers": lambda answers: answers.trained in {"freeze_first", "freeze_last", "last_layers"},
-    "penalty_weight": lambda answers: bool(answers.weighted),
+    "ogd_directions": lambda answers: "ogd" in answers.bounds,
+    "penalty_weight": lambda answers: bool(answers.penalties),
     "protect_base": _bound,
-    "replay_capacity": _replays,
+    "replay_capacity": lambda answers: answers.keeps_examples,
+    "replay_capacity_bytes": lambda answers: answers.keeps_examples,
     "replay_ratio": _replays,
+    "replay_selection": lambda answers: answers.keeps_examples,
     "shared_rank": lambda answers: answers.shared,
     "stm_threshold": lambda answers: "stm" in answers.objectives,
     "width": lambda answers: answers.trained in BOTTLENECKS | {"columns"},

@@ -7,7 +7,7 @@ cross-entropy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,8 +33,19 @@ WEIGHTS: frozenset[Trained] = frozenset({"weights", "biases", "freeze_first", "f
 BOTTLENECKS: frozenset[Trained] = frozenset({"houlsby", "pfeiffer", "parallel"})
 """Inserted modules: one set that is trained on, or a set a domain where each is scored alone."""
 
-PenaltyName = Literal["crma", "ewc", "ewc_lora", "olora"]
-Rehearsal = Literal["replay", "all"]
+Bound = Literal[
+    "agem",
+    "ewc",
+    "ewc_lora",
+    "freeze_important",
+    "gem",
+    "ogd",
+    "ogd_lora",
+    "olora",
+    "online_ewc",
+    "online_ewc_lora",
+]
+Rehearsal = Literal["replay", "general_text", "all"]
 ObjectiveName = Literal["distillation", "stm"]
 Scored = Literal["together", "alone"]
 Start = Literal["random", "inputs"]
@@ -56,8 +67,9 @@ class Recipe:
         shared: Whether an adapter that all domains share stands beside each domain's own.
         start: Where a new adapter starts: anywhere, or in the open directions that its domain uses most.
         constraint: What a step may not do, by CRMA's machinery.
-        penalties: What a step may not do, by a penalty's gradient.
-        rehearsals: Which old data is mixed in: kept examples; all of it (no sequence at all).
+        bounds: What a step may not do besides: penalties, and what takes parts of the gradient away.
+        rehearsals: Which other data is mixed in: kept examples; text of no domain; all of the old data (no
+            sequence at all).
         objectives: What is minimised beside, or taken out of, the cross-entropy.
         strength: Default ``constraint_strength``.
         step: What a step costs beside a plain one of what is trained.
@@ -74,7 +86,7 @@ class Recipe:
     shared: bool | None = None
     start: Start | None = None
     constraint: ConstraintType | None = None
-    penalties: tuple[PenaltyName, ...] = ()
+    bounds: tuple[Bound, ...] = ()
     rehearsals: tuple[Rehearsal, ...] = ()
     objectives: tuple[ObjectiveName, ...] = ()
     strength: float | None = None
@@ -85,7 +97,12 @@ class Recipe:
     @property
     def keeps_old_data(self) -> bool:
         """Whether examples of finished domains are kept."""
-        return bool({"replay", "all"} & set(self.rehearsals))
+        return keeps_old_data(self.bounds, self.rehearsals)
+
+
+def keeps_old_data(bounds: Collection[Bound], rehearsals: Collection[Rehearsal]) -> bool:
+    """Whether examples of finished domains are kept for these answers."""
+    return bool({"replay", "all"} & {*rehearsals} or {"gem", "agem"} & {*bounds})
 
 
 _HU = "Hu et al. 2021, arXiv 2106.09685"
@@ -142,6 +159,16 @@ _ROWS = [
         step="gradients and optimizer state of what is trained",
     ),
     Recipe(
+        name="freeze_important",
+        summary="all weights but the tenth that mattered most to earlier domains by their Fisher",
+        source="after Mallya and Lazebnik 2018, arXiv 1711.05769, and EWC, arXiv 1612.00796",
+        usual="weights",
+        bounds=("freeze_important",),
+        step="two indexed writes per matrix",
+        domain="a forward and a backward pass for each sampled example",
+        kept="one number per weight, of all domains together",
+    ),
+    Recipe(
         name="last_layers",
         summary="the last decoder layers and the output head, domain after domain",
         source="Howard and Ruder 2018, arXiv 1801.06146",
@@ -188,7 +215,7 @@ _ROWS = [
         summary="all weights, each held to where earlier domains left it by their Fisher; on LoRA: ewc_lora",
         source="Kirkpatrick et al. 2017, arXiv 1612.00796",
         usual="weights",
-        penalties=("ewc",),
+        bounds=("ewc",),
         step="three multiply-adds per weight",
         domain="a forward and a backward pass for each sampled example",
         kept="two numbers per weight, of all domains together",
@@ -198,17 +225,74 @@ _ROWS = [
         summary="sequential LoRA under a penalty on ΔW by the diagonal Fisher of the full-size weight",
         source="Zheng et al. 2026, arXiv 2602.17559",
         trained="adapters",
-        penalties=("ewc_lora",),
+        bounds=("ewc_lora",),
         step="products of rank r with each adapted matrix",
         domain="a forward and a backward pass over the sampled examples",
         kept="one number per adapted weight, of all domains together",
+    ),
+    Recipe(
+        name="online_ewc",
+        summary="as ewc, with one anchor, the last domain's, and a Fisher that fades from domain to domain",
+        source="Schwarz et al. 2018, arXiv 1805.06370",
+        usual="weights",
+        bounds=("online_ewc",),
+        step="three multiply-adds per weight",
+        domain="a forward and a backward pass for each sampled example",
+        kept="two numbers per weight, of all domains together",
+    ),
+    Recipe(
+        name="gem",
+        summary="no step against the gradient of any finished domain's kept examples",
+        source="Lopez-Paz and Ranzato 2017, arXiv 1706.08840",
+        bounds=("gem",),
+        step="a forward and a backward pass over the kept examples of each domain",
+        kept="its share of the buffer's examples",
+    ),
+    Recipe(
+        name="agem",
+        summary="no step against the gradient of a batch drawn from all kept examples",
+        source="Chaudhry et al. 2019, arXiv 1812.00420",
+        bounds=("agem",),
+        step="a forward and a backward pass over one more batch",
+        kept="its share of the buffer's examples",
+    ),
+    Recipe(
+        name="gem_predicted",
+        summary="LoRA under GEM with gradients that memories predict, without old data",
+        source="after Lopez-Paz and Ranzato 2017, arXiv 1706.08840",
+        trained="adapters",
+        constraint="gem",
+        strength=0.95,
+        step="products of rank r with each memory, one quadratic programme",
+        domain="a forward and three backward passes over the sampled examples",
+        kept="low-rank factors of each adapted matrix",
+    ),
+    Recipe(
+        name="agem_predicted",
+        summary="LoRA under A-GEM with the gradient that memories predict, without old data",
+        source="after Chaudhry et al. 2019, arXiv 1812.00420",
+        trained="adapters",
+        constraint="agem",
+        strength=0.95,
+        step="products of rank r with each memory",
+        domain="a forward and three backward passes over the sampled examples",
+        kept="low-rank factors of each adapted matrix",
+    ),
+    Recipe(
+        name="ogd",
+        summary="no step along stored gradients of finished domains' examples",
+        source="Farajtabar et al. 2020, arXiv 1910.07104",
+        bounds=("ogd",),
+        step="a product with each stored gradient; on LoRA, of rank r",
+        domain="a forward and a backward pass for each stored gradient",
+        kept="stored gradients: thin factors of each adapted matrix, or one of all weights for each example",
     ),
     Recipe(
         name="olora",
         summary="sequential LoRA whose A is pushed orthogonal to the earlier domains' A",
         source="Wang et al. 2023, arXiv 2310.14152",
         trained="adapters",
-        penalties=("olora",),
+        bounds=("olora",),
         step="r × r products with each earlier adapter",
     ),
     Recipe(
@@ -228,6 +312,12 @@ _ROWS = [
         source="Rolnick et al. 2019, arXiv 1811.11682",
         rehearsals=("replay",),
         kept="its share of the buffer's examples",
+    ),
+    Recipe(
+        name="general_text",
+        summary="text of no domain, mixed into the batches in place of new examples",
+        source="after Ouyang et al. 2022, arXiv 2203.02155 (PPO-ptx)",
+        rehearsals=("general_text",),
     ),
     Recipe(
         name="distillation",

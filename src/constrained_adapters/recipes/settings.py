@@ -16,18 +16,26 @@ from constrained_adapters.config import (
 from constrained_adapters.errors import ConfigError, UnknownNameError
 from constrained_adapters.recipes.combine import ON_ADAPTERS, Answers, combine, recipe_names
 from constrained_adapters.recipes.effective import ACTS_ON
-from constrained_adapters.recipes.rows import RECIPES, WEIGHTS, PenaltyName
+from constrained_adapters.recipes.rows import RECIPES, WEIGHTS
 
 REPLAY_RATIO = 0.1
 REPLAY_CAPACITY = 1000
+EWC_DECAY = 0.9
+FROZEN_RATIO = 0.1
+GEM_MARGIN = 0.5
+"""The authors'."""
+GENERAL_RATIO = 0.1
+GENERAL_TEXT = "packaged:general"
 SHARED = "shared"
 """The adapter that ``isolation`` keeps beside each domain's own."""
 
-PENALTY_WEIGHTS: dict[PenaltyName, float] = {
+PENALTY_WEIGHTS: dict[str, float] = {
     "crma": PENALTY_WEIGHT,
     "ewc": 100.0,
     "ewc_lora": 100.0,
     "olora": 0.5,
+    "online_ewc": 100.0,
+    "online_ewc_lora": 100.0,
 }
 """λ of each penalty where ``penalty_weight`` is left out."""
 
@@ -125,36 +133,36 @@ def model_config(method: MethodConfig, base: BaseConfig, adapter: AdapterConfig)
     )
 
 
-def penalty_weights(method: MethodConfig) -> dict[PenaltyName, float]:
+def penalty_weights(method: MethodConfig) -> dict[str, float]:
     """λ of each penalty of a method: its own, or the default; empty where its recipe has none."""
     return _weights(method, find_recipe(method))
 
 
-def _weights(method: MethodConfig, recipe: Answers) -> dict[PenaltyName, float]:
+def _weights(method: MethodConfig, recipe: Answers) -> dict[str, float]:
     given = method.penalty_weight
     if given is None:
-        return {name: PENALTY_WEIGHTS[name] for name in recipe.weighted}
+        return {name: PENALTY_WEIGHTS[name] for name in recipe.penalties}
     if not isinstance(given, dict):
-        if len(recipe.weighted) == 1:
-            return {recipe.weighted[0]: given}
+        if len(recipe.penalties) == 1:
+            return {recipe.penalties[0]: given}
         raise ConfigError(
-            f"one penalty_weight for {len(recipe.weighted)} penalties of different units",
+            f"one penalty_weight for {len(recipe.penalties)} penalties of different units",
             got=f"methods: {method.name}: penalty_weight = {given!r}",
-            expected=f"a weight for each of {', '.join(recipe.weighted)}",
+            expected=f"a weight for each of {', '.join(recipe.penalties)}",
             hint=f"penalty_weight: {_listed(recipe)}",
         )
-    stands_in: dict[Any, PenaltyName] = dict(ON_ADAPTERS) if recipe.trained == "adapters" else {}
+    stands_in: dict[Any, str] = dict(ON_ADAPTERS) if recipe.trained == "adapters" else {}
     named = {stands_in.get(name, name): weight for name, weight in given.items()}
-    unknown = sorted(set(named) - set(recipe.weighted))
+    unknown = sorted(set(named) - set(recipe.penalties))
     if unknown:
         raise ConfigError(
             f"the recipe {recipe.name!r} has no penalty {unknown[0]!r}",
             got=f"methods: {method.name}: penalty_weight = {given!r}",
-            expected=f"weights of {', '.join(recipe.weighted)}",
+            expected=f"weights of {', '.join(recipe.penalties)}",
             hint=f"penalty_weight: {_listed(recipe)}",
         )
-    return {name: named.get(name, PENALTY_WEIGHTS[name]) for name in recipe.weighted}
+    return {name: named.get(name, PENALTY_WEIGHTS[name]) for name in recipe.penalties}
 
 
 def _listed(recipe: Answers) -> str:
-    return "{" + ", ".join(f"{name}: {PENALTY_WEIGHTS[name]:g}" for name in recipe.weighted) + "}"
+    return "{" + ", ".join(f"{name}: {PENALTY_WEIGHTS[name]:g}" for name in recipe.penalties) + "}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,19 +12,36 @@ from constrained_adapters.adapters.inserted import Family, InsertedModel
 from constrained_adapters.adapters.progressive import Columns
 from constrained_adapters.adapters.selection import Part, Which
 from constrained_adapters.config import MethodConfig, RunConfig
+from constrained_adapters.memory.directions import CAPACITY
 from constrained_adapters.model import CRMAModel
 from constrained_adapters.models.decoder import decoder_layers
 from constrained_adapters.models.load import LoadedBase
-from constrained_adapters.recipes import Answers, find_recipe, model_config, penalty_weights
-from constrained_adapters.recipes.rows import WEIGHTS, PenaltyName, Trained
+from constrained_adapters.recipes import (
+    EWC_DECAY,
+    FROZEN_RATIO,
+    GEM_MARGIN,
+    Answers,
+    find_recipe,
+    model_config,
+    penalty_weights,
+)
+from constrained_adapters.recipes.rows import WEIGHTS, Bound, Trained
 from constrained_adapters.training.adapters import AdapterLearner
 from constrained_adapters.training.inserted import InsertedLearner, InsertedUse
 from constrained_adapters.training.isolation import Isolation
 from constrained_adapters.training.learner import Learner, Untrained
+from constrained_adapters.training.old_gradients import (
+    AGEMPenalty,
+    GEMPenalty,
+    KeptRows,
+    OGDLoRAPenalty,
+    OGDPenalty,
+)
 from constrained_adapters.training.osf import OSFLearner
 from constrained_adapters.training.penalties import (
     EWCLoRAPenalty,
     EWCPenalty,
+    FrozenPenalty,
     OLoRAPenalty,
     Penalties,
     Penalty,
@@ -32,7 +49,9 @@ from constrained_adapters.training.penalties import (
 from constrained_adapters.training.weights import WeightsLearner, trainable_copy
 
 
-def make_learner(base: LoadedBase, config: RunConfig, method: MethodConfig, memory_folder: Path) -> Learner:
+def make_learner(
+    base: LoadedBase, config: RunConfig, method: MethodConfig, memory_folder: Path, kept: KeptRows
+) -> Learner:
     """Build what a method trains; nothing is written yet.
 
     Args:
@@ -40,6 +59,7 @@ def make_learner(base: LoadedBase, config: RunConfig, method: MethodConfig, memo
         config: Of the run.
         method: Of ``config.methods``.
         memory_folder: Where what is kept for the method as a whole is written.
+        kept: Gives the rows of finished domains that the method's lessons keep.
 
     Raises:
         ConstrainedAdaptersError: A setting does not suit the base, such as names of layers.
@@ -47,7 +67,7 @@ def make_learner(base: LoadedBase, config: RunConfig, method: MethodConfig, memo
     recipe = find_recipe(method)
     if recipe.trained == "nothing":
         return Untrained(base.model)
-    penalty = make_penalty(recipe, method, memory_folder)
+    penalty = make_penalty(recipe, method, memory_folder, batch_size=config.training.batch_size, kept=kept)
     if recipe.trained in WEIGHTS:
         return WeightsLearner(trainable_copy(base.model, _part(base.model, recipe.trained, method)), penalty)
     if recipe.trained == "singular_vectors":
@@ -76,7 +96,7 @@ def check_methods_on(base: LoadedBase, config: RunConfig) -> None:
         ConstrainedAdaptersError: As :func:`make_learner`.
     """
     for method in config.methods:
-        make_learner(base, config, method, config.output / method.name).release()
+        make_learner(base, config, method, config.output / method.name, dict).release()
 
 
 def _part(model: Any, trained: Trained, method: MethodConfig) -> Part:
@@ -120,17 +140,53 @@ _PARTS: Mapping[Trained, Which] = {
 }
 
 
-def make_penalty(recipe: Answers, method: MethodConfig, memory_folder: Path) -> Penalty | None:
-    """What the penalties of a method are together; None where it has none."""
-    parts = []
-    for name, weight in penalty_weights(method).items():
-        prefix = f"{name}_" if len(recipe.penalties) > 1 else ""
-        parts.append(_PENALTIES[name](weight, memory_folder, prefix))
+def make_penalty(
+    recipe: Answers, method: MethodConfig, memory_folder: Path, *, batch_size: int, kept: KeptRows
+) -> Penalty | None:
+    """What binds the steps of a method beside CRMA's constraint, as one; None where nothing does."""
+    weights, parts = penalty_weights(method), []
+    for name in recipe.bounds:
+        prefix = f"{name}_" if len(recipe.bounds) > 1 else ""
+        asked = _Asked(weights.get(name, 0.0), method, memory_folder, prefix, batch_size, kept)
+        parts.append(_BOUNDS[name](asked))
     return parts[0] if len(parts) == 1 else Penalties(parts) if parts else None
 
 
-_PENALTIES: Mapping[PenaltyName, Callable[[float, Path, str], Penalty]] = {
-    "ewc": lambda weight, folder, prefix: EWCPenalty(weight, folder, prefix=prefix),
-    "ewc_lora": lambda weight, folder, prefix: EWCLoRAPenalty(weight, folder, prefix=prefix),
-    "olora": lambda weight, folder, prefix: OLoRAPenalty(weight, prefix=prefix),
+@dataclass(frozen=True)
+class _Asked:
+    """What a bound is made from."""
+
+    weight: float
+    method: MethodConfig
+    folder: Path
+    prefix: str
+    batch_size: int
+    kept: KeptRows
+
+    def __getattr__(self, setting: str) -> Any:
+        """A setting of the method, or its default."""
+        given = getattr(self.method, setting)
+        return _DEFAULTS[setting] if given is None else given
+
+
+_DEFAULTS: Mapping[str, Any] = {
+    "ewc_decay": EWC_DECAY,
+    "frozen_ratio": FROZEN_RATIO,
+    "gem_margin": GEM_MARGIN,
+    "ogd_directions": CAPACITY,
+}
+
+_BOUNDS: Mapping[Bound, Callable[[_Asked], Penalty]] = {
+    "agem": lambda a: AGEMPenalty(a.kept, rows_per_step=a.method.gem_rows or a.batch_size, prefix=a.prefix),
+    "ewc": lambda a: EWCPenalty(a.weight, a.folder, prefix=a.prefix),
+    "ewc_lora": lambda a: EWCLoRAPenalty(a.weight, a.folder, prefix=a.prefix),
+    "freeze_important": lambda a: FrozenPenalty(a.frozen_ratio, a.folder, prefix=a.prefix),
+    "gem": lambda a: GEMPenalty(
+        a.kept, margin=a.gem_margin, rows_per_step=a.method.gem_rows, prefix=a.prefix
+    ),
+    "ogd": lambda a: OGDPenalty(a.folder, capacity=a.ogd_directions, prefix=a.prefix),
+    "ogd_lora": lambda a: OGDLoRAPenalty(a.folder, prefix=a.prefix),
+    "olora": lambda a: OLoRAPenalty(a.weight, prefix=a.prefix),
+    "online_ewc": lambda a: EWCPenalty(a.weight, a.folder, prefix=a.prefix, decay=a.ewc_decay),
+    "online_ewc_lora": lambda a: EWCLoRAPenalty(a.weight, a.folder, prefix=a.prefix, decay=a.ewc_decay),
 }

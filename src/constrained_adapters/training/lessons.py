@@ -1,31 +1,42 @@
-"""What is trained on in each domain's turn: its own rows, everybody's, or its own with kept ones mixed in."""
+"""What is trained on in each domain's turn: its own rows, everybody's, or its own with others mixed in."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from constrained_adapters.config import MethodConfig, RunConfig, TrainingConfig
+from constrained_adapters.config import DomainConfig, MethodConfig, RunConfig, TrainingConfig
 from constrained_adapters.data.examples import Domain, Example
-from constrained_adapters.data.tokens import TokenDataset
-from constrained_adapters.recipes import REPLAY_CAPACITY, REPLAY_RATIO, find_recipe
-from constrained_adapters.rehearsal import ReplayBuffer, mix_rows
-from constrained_adapters.workspace import atomic_write_bytes
+from constrained_adapters.data.load import load_domain
+from constrained_adapters.data.tokens import TokenDataset, Tokens
+from constrained_adapters.recipes import (
+    GENERAL_RATIO,
+    GENERAL_TEXT,
+    REPLAY_CAPACITY,
+    REPLAY_RATIO,
+    find_recipe,
+)
+from constrained_adapters.rehearsal import ReplayBuffer, Source, mix_sources, row_losses
 
 BUFFER_FILE = "replay_buffer.safetensors"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What all methods of a run share: data, texts, the tokenizer."""
+    """What all methods of a run share: data, texts, the tokenizer, and the base.
+
+    A method that trains weights of its own leaves the base as it was loaded; others put theirs into it.
+    """
 
     domains: tuple[Domain, ...]
     general_texts: tuple[str, ...]
     tokenizer: PreTrainedTokenizerBase
+    base: Any
 
 
 @dataclass(frozen=True)
@@ -50,16 +61,43 @@ class Lessons:
         prepared: Data and tokenizer.
         config: Of the run.
         method: Of ``config.methods``.
-        folder: Where kept examples lie; nothing is written unless the recipe keeps any.
+        folder: Where kept examples lie; nothing is written unless the recipe keeps any, and nothing is read
+            before it is asked for.
+
+    Raises:
+        DataError: The text that is mixed in cannot be read.
     """
 
     def __init__(self, prepared: Prepared, config: RunConfig, method: MethodConfig, folder: Path) -> None:
-        self._prepared, self._settings, self._seed = prepared, config.training, config.seed
-        self._recipe, self._path = find_recipe(method), folder / BUFFER_FILE
-        self._ratio = REPLAY_RATIO if method.replay_ratio is None else method.replay_ratio
-        self._buffer = ReplayBuffer(method.replay_capacity or REPLAY_CAPACITY)
-        if "replay" in self._recipe.rehearsals and self._path.is_file():
-            self._buffer = ReplayBuffer.load(self._path)
+        self._prepared, self._config, self._settings = prepared, config, config.training
+        self._method, self._recipe, self._path = method, find_recipe(method), folder / BUFFER_FILE
+        self._read: ReplayBuffer | None = None
+        self._general: tuple[Tokens, ...] = ()
+        self.fingerprint = ""
+        """Of the text that is mixed in; empty where none is."""
+        if "general_text" in self._recipe.rehearsals:
+            source = DomainConfig(name="general_text", data=method.general_text or GENERAL_TEXT)
+            texts = load_domain(source, config.seed)
+            self._general, self.fingerprint = self.tokens(texts.train).tokens, texts.fingerprint
+
+    @property
+    def _buffer(self) -> ReplayBuffer:
+        if self._read is None:
+            private = self._config.private
+            self._read = (
+                ReplayBuffer.load(self._path)
+                if self._path.is_file() and not private
+                else ReplayBuffer(
+                    self._method.replay_capacity or REPLAY_CAPACITY,
+                    capacity_bytes=self._method.replay_capacity_bytes,
+                    selection=self._method.replay_selection or "reservoir",
+                )
+            )
+        return self._read
+
+    def kept(self) -> Mapping[str, Sequence[Tokens]]:
+        """The kept rows of each finished domain."""
+        return self._buffer.rows if self._recipe.keeps_examples else {}
 
     def tokens(self, examples: Sequence[Example]) -> TokenDataset:
         """Examples as rows of tokens, cut as the settings say."""
@@ -74,36 +112,55 @@ class Lessons:
     def lesson(self, number: int) -> Lesson:
         """What is trained on in the turn of domain ``number``, which must not be empty.
 
-        ``all``: every domain's rows, for as many steps as the whole sequence takes, in the first turn.
-        ``replay``: the domain's rows with the kept ones mixed in; the number of steps does not change.
+        ``all``: every domain's rows, for as many steps as the whole sequence takes, in the first turn. What
+        is mixed in takes the place of rows: the number of steps does not change.
         """
         settings, domains = self._settings, self._prepared.domains
         if self._recipe.in_one_turn:
             if settings.steps is not None:
                 settings = settings.model_copy(update={"steps": settings.steps * len(domains)})
-            return Lesson(self.tokens([each for domain in domains for each in domain.train]), settings)
-        rows = self.tokens(domains[number - 1].train)
-        if "replay" not in self._recipe.rehearsals or not len(self._buffer) or self._ratio == 0.0:
+            rows = self.tokens([each for domain in domains for each in domain.train])
+        else:
+            rows = self.tokens(domains[number - 1].train)
+        sources = self._sources()
+        if not sources:
             return Lesson(rows, settings)
         steps = num_steps(settings, len(rows))
-        mixed = mix_rows(
+        mixed = mix_sources(
             rows.tokens,
-            self._buffer.all_rows,
+            sources,
             num_rows=steps * settings.batch_size * settings.gradient_accumulation_steps,
-            ratio=self._ratio,
-            seed=self._seed * 1000 + number,
+            seed=self._config.seed * 1000 + number,
         )
         fixed = settings.model_copy(update={"steps": steps, "epochs": None})
         return Lesson(mixed, fixed, in_order=True)
 
-    def keep(self, number: int) -> None:
-        """Keep examples of a finished domain, where the recipe does and they are not kept yet."""
+    def _sources(self) -> list[Source]:
+        """What is mixed in now, where there is anything of it."""
+        method, found = self._method, []
+        if "replay" in self._recipe.rehearsals:
+            ratio = REPLAY_RATIO if method.replay_ratio is None else method.replay_ratio
+            found.append(Source("replay", self._buffer.all_rows, ratio))
+        if "general_text" in self._recipe.rehearsals:
+            ratio = GENERAL_RATIO if method.general_ratio is None else method.general_ratio
+            found.append(Source("general text", self._general, ratio))
+        return [source for source in found if source.rows and source.ratio > 0.0]
+
+    def keep(self, number: int, learnt: Callable[[], Any]) -> None:
+        """Keep examples of a finished domain, where the recipe does and they are not kept yet.
+
+        Args:
+            number: Of the domain.
+            learnt: Gives the model as it was when the domain was finished.
+        """
         domain = self._prepared.domains[number - 1]
-        if "replay" not in self._recipe.rehearsals or domain.name in self._buffer.rows:
+        if not self._recipe.keeps_examples or domain.name in self._buffer.rows:
             return
         rows = self.tokens(domain.train).tokens
-        self._buffer = self._buffer.with_domain(domain.name, rows, seed=self._seed * 1000 + number)
-        atomic_write_bytes(self._path, self._buffer.to_bytes())
+        losses = row_losses(learnt(), rows) if self._buffer.selection == "highest_loss" else None
+        seed = self._config.seed * 1000 + number
+        self._read = self._buffer.with_domain(domain.name, rows, seed=seed, losses=losses)
+        self._read.save(self._path, private=self._config.private)
 
 
 def num_steps(settings: TrainingConfig, num_rows: int) -> int:

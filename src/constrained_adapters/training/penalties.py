@@ -95,7 +95,7 @@ def note_in(model: Any, prefix: str = "") -> Callable[[Mapping[str, Tensor]], No
     return note
 
 
-class _Bound(ABC):
+class AttachedPenalty(ABC):
     """What all penalties share: one attachment to the optimizer's step. At weight 0 nothing is attached.
 
     Args:
@@ -134,7 +134,7 @@ class _Bound(ABC):
 
 
 @final
-class OLoRAPenalty(_Bound):
+class OLoRAPenalty(AttachedPenalty):
     """Overlap of the new A with those of the earlier adapters, which are all that is remembered."""
 
     def remembers(self, domain: str) -> bool:
@@ -151,17 +151,19 @@ class OLoRAPenalty(_Bound):
         return OLoRAConstraint([pair.a for pair in pairs], stacked, self._weight)
 
 
-class _Importance(_Bound):
+class _Importance(AttachedPenalty):
     """A penalty by the diagonal Fisher of all finished domains, kept in one file.
 
     Args:
         weight: λ.
         folder: Of the method's memories.
         prefix: As above.
+        decay: γ of online EWC: what older domains' Fisher is multiplied with; None sums all of them.
     """
 
-    def __init__(self, weight: float, folder: Path, *, prefix: str = "") -> None:
+    def __init__(self, weight: float, folder: Path, *, prefix: str = "", decay: float | None = None) -> None:
         super().__init__(weight, prefix=prefix)
+        self._decay = decay
         self._path = folder / IMPORTANCE
         self._kept: DiagonalMemory | None = None
 
@@ -196,7 +198,7 @@ class EWCPenalty(_Importance):
     def _measured(self, model: Any, domain: str, rows: Rows, generator: torch.Generator) -> DiagonalMemory:
         weights = trained_weights(model)
         fisher = parameter_fisher(model, weights, rows, generator=generator, domain=domain)
-        return self._memory.with_domain(domain, fisher, weights)
+        return self._memory.with_domain(domain, fisher, weights, decay=self._decay)
 
     def _constraint(self, model: Any, domain: str, earlier: Sequence[str]) -> Constraint:
         memory = self._memory
@@ -242,7 +244,7 @@ class EWCLoRAPenalty(_Importance):
             domain=domain,
             accumulators=[accumulator],
         )
-        return self._memory.with_domain(domain, accumulator.fisher(domain))
+        return self._memory.with_domain(domain, accumulator.fisher(domain), decay=self._decay)
 
     def _constraint(self, model: Any, domain: str, earlier: Sequence[str]) -> Constraint:
         return EWCLoRAConstraint(list(adapter_pairs(model, domain)), self._memory.importance, self._weight)

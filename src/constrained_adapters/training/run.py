@@ -18,7 +18,7 @@ from constrained_adapters.recipes import check_methods, find_recipe
 from constrained_adapters.results import RunResult
 from constrained_adapters.training.domain import check_optimizer
 from constrained_adapters.training.learners import check_methods_on, make_learner
-from constrained_adapters.training.lessons import Prepared
+from constrained_adapters.training.lessons import Lessons, Prepared
 from constrained_adapters.training.observer import RunObserver, SilentObserver
 from constrained_adapters.training.peak import peak_memory_bytes, reset_peak_memory
 from constrained_adapters.training.record import method_result
@@ -43,6 +43,9 @@ def run_config(config: RunConfig, *, observer: RunObserver | None = None, fresh:
             of another run, or a training that cannot go on.
     """
     observer = observer or SilentObserver()
+    if config.private:
+        evaluation = config.evaluation.model_copy(update={"num_samples": 0})
+        config = config.model_copy(update={"evaluation": evaluation})
     check_methods(config)
     check_optimizer(config.training.optimizer)
     domains = tuple(load_domain(domain, config.seed) for domain in config.domains)
@@ -51,25 +54,29 @@ def run_config(config: RunConfig, *, observer: RunObserver | None = None, fresh:
             observer.message(f"{domain.name}: {note}")
     observer.started(len(config.methods), [domain.name for domain in domains])
     base = load_base(config.base)
-    prepared = Prepared(domains, general_texts(config), base.tokenizer)
+    prepared = Prepared(domains, general_texts(config), base.tokenizer, base.model)
     check_methods_on(base, config)
+    taught = [
+        Lessons(prepared, config, method, Workspace(config.output / method.name).memory)
+        for method in config.methods
+    ]
     results = []
-    for index, method in enumerate(config.methods):
+    for index, (method, lessons) in enumerate(zip(config.methods, taught, strict=True)):
         # Before anything is written down, so that a wrong setting can be put right and the run begun.
         workspace = Workspace(config.output / method.name)
         reset_peak_memory()
-        learner = make_learner(base, config, method, workspace.memory)
+        learner = make_learner(base, config, method, workspace.memory, lessons.kept)
         growing = ("domains",) if find_recipe(method).resizable else ()
         with workspace.lock():
             if fresh:
                 workspace.clear()
             workspace.remember_base(base.fingerprint, base.description)
-            workspace.remember_settings(_fixed_settings(config, method, prepared), growing=growing)
+            workspace.remember_settings(_fixed_settings(config, method, prepared, lessons), growing=growing)
             if index == 0:
                 atomic_write_text(config.output / "crma.yaml", dump_config(config))
             first = config.output / config.methods[0].name
             base_row = Workspace(first).evaluation(0) if index else None
-            DomainSequence(learner, base.model, workspace, prepared, config, method, observer).run(base_row)
+            DomainSequence(learner, workspace, prepared, config, method, lessons, observer).run(base_row)
             results.append(method_result(workspace, config, method, domains, peak_memory_bytes()))
             learner.release()
     result = RunResult(
@@ -103,7 +110,9 @@ def _as_text(example: Example) -> str:
     return example.text if example.text is not None else f"{example.task_prompt}\n{example.reference}"
 
 
-def _fixed_settings(config: RunConfig, method: MethodConfig, prepared: Prepared) -> dict[str, Any]:
+def _fixed_settings(
+    config: RunConfig, method: MethodConfig, prepared: Prepared, lessons: Lessons
+) -> dict[str, Any]:
     """What the numbers of a method depend on; texts by what they say, so that a run's folder can be moved."""
     return {
         "seed": config.seed,
@@ -111,7 +120,8 @@ def _fixed_settings(config: RunConfig, method: MethodConfig, prepared: Prepared)
         "training": config.training.model_dump(mode="json"),
         "evaluation": config.evaluation.model_dump(mode="json", exclude={"general"}),
         "general_texts": fingerprint_examples([Example(text=text) for text in prepared.general_texts]),
-        "method": method.model_dump(mode="json"),
+        "method": method.model_dump(mode="json", exclude={"general_text"}),
+        "mixed_texts": lessons.fingerprint,
         "domains": [{"name": domain.name, "fingerprint": domain.fingerprint} for domain in prepared.domains],
     }
 

@@ -44,27 +44,27 @@ class DomainSequence:
 
     Args:
         learner: Has learnt nothing yet.
-        base: The base; as it was loaded whenever the learner has a model of its own.
         workspace: Locked by the caller.
         prepared: Data and tokenizer.
         config: Of the run.
         method: Of ``config.methods``.
+        lessons: Of the method.
         observer: Told about progress.
     """
 
     def __init__(
         self,
         learner: Learner,
-        base: Any,
         workspace: Workspace,
         prepared: Prepared,
         config: RunConfig,
         method: MethodConfig,
+        lessons: Lessons,
         observer: RunObserver,
     ) -> None:
-        self.learner, self.base, self.workspace, self.prepared = learner, base, workspace, prepared
+        self.learner, self.workspace, self.prepared = learner, workspace, prepared
         self.config, self.method, self.observer = config, method, observer
-        self.lessons = Lessons(prepared, config, method, workspace.memory)
+        self.lessons = lessons
 
     def run(self, base_row: Path | None = None) -> None:
         """Do what is not done yet.
@@ -109,7 +109,7 @@ class DomainSequence:
             self._train(number, domain.name, home)
         if not self.learner.remembers(domain.name, home):
             self._remember(number, domain, home)
-        self.lessons.keep(number)
+        self.lessons.keep(number, lambda: self._shown(number, number))
 
     def _train(self, number: int, name: str, home: Path) -> None:
         seed = self.config.seed * 1000 + number
@@ -152,7 +152,7 @@ class DomainSequence:
 
         def untouched() -> Any:
             self.learner.show(0, 0)
-            return self.base if isinstance(self.learner, OneState) else self.learner.module
+            return self.prepared.base if isinstance(self.learner, OneState) else self.learner.module
 
         return Teachers(before, untouched)
 
