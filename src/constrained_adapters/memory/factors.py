@@ -1,7 +1,9 @@
 """A positive semi-definite matrix kept as a few directions plus the diagonal of the rest.
 
 Several matrices of one width can stand on one common basis, so that it is stored once: the inputs that occur
-and the inputs that matter are nearly the same directions.
+and the inputs that matter are nearly the same directions. Directions are stored in as few bits as their share
+of the trace permits and made orthonormal again when they are read. Of the matrix whose eigenvectors v_i they
+are this costs at most Σ_i λ_i ‖v_i − v'_i‖² of the trace, kept below ``ROUNDING_SHARE`` of it.
 
 Axis letters: d width, k kept directions, n rows.
 """
@@ -9,14 +11,21 @@ Axis letters: d width, k kept directions, n rows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from constrained_adapters.memory.frequent_directions import FrequentDirections
+from constrained_adapters.memory.rounding import RoundedColumns, round_columns
 
 Covariance = Tensor | FrequentDirections
+ROUNDING_SHARE = 1e-3
+"""Share of a matrix's trace that rounding its kept directions may cost at most; a fifth of it is usual."""
+TURN_SHARE = 0.01
+"""Share of a matrix's trace beyond which what its directions have in common is not dropped."""
+OVERSAMPLING = 8
+NUM_ITERATIONS = 6
 
 
 @dataclass(frozen=True)
@@ -25,17 +34,17 @@ class Factor:
 
     Args:
         vectors: V, orthonormal columns (to rounding), shape (d, k), float32.
-        values: λ, descending, shape (k,), float32.
+        values: λ, M's energy along each column, shape (k,), float32.
         rest: ρ ≥ 0, shape (d,), or one number for all axes.
-        basis: Where V is stored as ``basis @ rotation``: the basis (d, k) that factors share.
-        rotation: And the rotation (k, k).
+        basis: What V is the orthonormal form of, as it is stored; factors on one basis share it.
+        turn: Where V is the basis turned: the rotation (k, k), as it is stored.
     """
 
     vectors: Tensor
     values: Tensor
     rest: Tensor
-    basis: Tensor | None = None
-    rotation: Tensor | None = None
+    basis: RoundedColumns | None = None
+    turn: RoundedColumns | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(
@@ -59,67 +68,72 @@ class Factor:
 
     def to(self, device: torch.device | str) -> Factor:
         """The factor on another device."""
-        if self.basis is None or self.rotation is None:
-            return Factor(self.vectors.to(device), self.values.to(device), self.rest.to(device))
-        basis, rotation = self.basis.to(device), self.rotation.to(device)
-        # Made on the device where it will be used, so that a memory read back is the same to the bit.
-        return Factor(basis @ rotation, self.values.to(device), self.rest.to(device), basis, rotation)
+        return replace(
+            self,
+            vectors=self.vectors.to(device),
+            values=self.values.to(device),
+            rest=self.rest.to(device),
+        )
 
     def dense(self) -> Tensor:
-        """M as a full (d, d) matrix, for tests and small widths."""
+        """M as a full (d, d) matrix."""
         return (self.vectors * self.values) @ self.vectors.T + self.rest.diag()
-
-    def quadratic(self, rows: Tensor) -> Tensor:
-        """``rows M rowsᵀ`` of shape (n, n) for rows of shape (n, d); O(n d k) time."""
-        seen = rows @ self.vectors
-        return (seen * self.values) @ seen.T + (rows * self.rest) @ rows.T
 
     def roots(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Two blocks whose squared norms add up to tr(rows M rowsᵀ): shapes (n, k) and (n, d)."""
         return (rows @ self.vectors) * self.values.sqrt(), rows * self.rest.sqrt()
 
     @classmethod
-    def from_dense(cls, matrix: Tensor, share: float, max_rank: int | None = None) -> Factor:
-        """Keep the fewest top eigenvectors that hold ``share`` of the trace.
-
-        Args:
-            matrix: Symmetric positive semi-definite, shape (d, d).
-            share: In 0 … 1; 1 keeps all.
-            max_rank: Upper bound on k.
-        """
-        matrix = matrix.float()
-        return cls.along(matrix, common_basis([matrix], [share], max_rank))
-
-    @classmethod
-    def along(
-        cls,
-        covariance: Covariance,
-        vectors: Tensor,
-        basis: Tensor | None = None,
-        rotation: Tensor | None = None,
-    ) -> Factor:
-        """Describe a matrix (d, d), or its sketch, along given eigenvectors (d, k), perhaps rounded."""
+    def along(cls, covariance: Covariance, vectors: Tensor) -> Factor:
+        """Describe a matrix (d, d), or its sketch, along orthonormal directions (d, k)."""
         values = (vectors * _times(covariance, vectors)).sum(0).clamp_min(0.0)
         whole, held = diagonal_of(covariance), vectors.square() @ values
         # Off the matrix's own eigenvectors an axis can hold too much; the others then give it up.
         rest = (whole - held).clamp_min(0.0)
         rest = rest * ((whole.sum() - held.sum()).clamp_min(0.0) / rest.sum().clamp_min(1e-30))
-        return cls(vectors, values, rest, basis, rotation)
+        return cls(vectors, values, rest)
 
     @classmethod
     def stored(cls, covariance: Covariance, max_rank: int) -> Factor:
-        """Keep ``max_rank`` directions, rounded to float16: what is read back after storing."""
-        return cls.along(covariance, _rounded(common_basis([covariance], [1.0], max_rank)))
+        """Keep ``max_rank`` directions, rounded: what is read back after storing."""
+        return cls.stored_together({"": covariance}, top_directions(covariance, max_rank))[""]
 
     @classmethod
     def stored_together(cls, covariances: Mapping[str, Covariance], basis: Tensor) -> dict[str, Factor]:
-        """The same for several matrices of one width on one basis (d, k), which is stored once."""
-        basis, found = _rounded(basis), {}
+        """The same for several matrices of one width on one basis (d, k), which is stored once.
+
+        Each direction is rounded as far as the matrix that has most along it permits. A matrix whose
+        eigenvectors they are not is described along the basis turned, and the rotation is stored.
+        """
+        shares = [(basis * _times(c, basis)).sum(0) / _trace(c) for c in covariances.values()]
+        rounded = _round_as_far(basis, torch.stack(shares).amax(0))
+        straight = read_directions(rounded)
+        found = {}
         for name, covariance in covariances.items():
-            core = (basis.T @ _times(covariance, basis)).double()
-            rotation = _rounded(torch.linalg.eigh((core + core.T) / 2)[1].flip(1).float())
-            found[name] = cls.along(covariance, basis @ rotation, basis, rotation)
+            vectors, turn = straight.to(basis.device), None
+            core = vectors.T @ _times(covariance, vectors)
+            off_diagonal = (core - core.diagonal().diag()).norm() / _trace(covariance)
+            if len(covariances) > 1 and float(off_diagonal) > TURN_SHARE:
+                values, own = torch.linalg.eigh(((core + core.T) / 2).double())
+                turn = _round_as_far(own.flip(1).float(), values.flip(0).float() / _trace(covariance))
+                vectors = read_directions(rounded, turn).to(basis.device)
+            kept = cls.along(covariance, vectors).to("cpu")
+            found[name] = replace(kept, rest=kept.rest.bfloat16().float(), basis=rounded, turn=turn)
         return found
+
+
+def _round_as_far(columns: Tensor, shares: Tensor) -> RoundedColumns:
+    """Round orthonormal columns so that together they lose ``ROUNDING_SHARE``, each having its own share."""
+    allowed = ROUNDING_SHARE / (max(columns.shape[1], 1) * shares.clamp_min(1e-30))
+    return round_columns(columns, allowed).to("cpu")
+
+
+def read_directions(basis: RoundedColumns, turn: RoundedColumns | None = None) -> Tensor:
+    """Orthonormal directions (d, k) from what is stored; the first ones of a basis keep their span."""
+    vectors: Tensor = torch.linalg.qr(basis.read()).Q
+    if turn is not None:
+        vectors = vectors @ torch.linalg.qr(turn.read()).Q
+    return vectors.contiguous()
 
 
 def common_basis(
@@ -153,6 +167,10 @@ def diagonal_of(covariance: Covariance) -> Tensor:
     return covariance.diagonal if isinstance(covariance, FrequentDirections) else covariance.diagonal()
 
 
+def _trace(covariance: Covariance) -> Tensor:
+    return diagonal_of(covariance).sum().clamp_min(1e-30)
+
+
 def _times(covariance: Covariance, columns: Tensor) -> Tensor:
     if isinstance(covariance, FrequentDirections):
         return covariance.rows.T @ (covariance.rows @ columns)
@@ -179,7 +197,21 @@ def outside_directions(covariance: Covariance, basis: Tensor) -> tuple[Tensor, T
     return values.flip(0)[:free].clamp_min(0.0), vectors.flip(1)[:, :free]
 
 
-def _rounded(tensor: Tensor) -> Tensor:
-    # Entries of orthonormal columns lie in −1 … 1: float16 is eight times finer there than bfloat16.
-    # Contiguous, as it will be read back: products with it are then the same to the bit.
-    return tensor.contiguous().to(torch.float16).float()
+def top_directions(covariance: Covariance, rank: int) -> Tensor:
+    """About the top ``rank`` eigenvectors, shape (d, k), largest first; fewer where it has no more.
+
+    Of a matrix by subspace iteration (Halko, Martinsson & Tropp 2011, arXiv 0909.4061, algorithms 4.4 and
+    5.3) from a fixed start, which for few of many directions costs a small part of all eigenvectors.
+    """
+    block = rank + OVERSAMPLING
+    if isinstance(covariance, FrequentDirections) or 4 * block > covariance.shape[0]:
+        return common_basis([covariance], [1.0], rank)
+    places, columns = torch.arange(1, covariance.shape[0] + 1), torch.arange(1, block + 1) * 0.618034
+    found = torch.outer(places, columns).cos().to(covariance)
+    for _ in range(NUM_ITERATIONS):
+        found = torch.linalg.qr(covariance @ found).Q
+    core = found.T @ (covariance @ found)
+    values, turn = torch.linalg.eigh((core + core.T) / 2)
+    count = min(rank, int((values > 1e-6 * covariance.trace()).sum()))
+    top: Tensor = (found @ turn.flip(1)[:, :count]).contiguous()
+    return top

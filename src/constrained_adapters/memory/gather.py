@@ -13,10 +13,11 @@ layer reads) at the loss tokens: over the signs, the mean of ‖j_t‖² is the 
 those states in the module's output at t (Hutchinson 1990's estimate). Unlike g_t it does not fade where the
 model is sure of its answer.
 
-None depends on the batch size. Padding does not count. Modules that read the same input (q, k, v) share
-``energy`` and ``sensitivity``, the latter as the mean of theirs, each at trace 1. Terms between different
-tokens are left out, as in K-FAC-expand (Eschenhagen et al. 2023, arXiv 2311.00636). Other accumulators can
-listen to the same pass, such as
+None depends on the batch size. Padding does not count. Logits over the vocabulary are made only where labels
+are drawn from them: the final states alone say what is sensitive. Modules that read the same input (q, k, v)
+share ``energy`` and ``sensitivity``, the latter as the mean of theirs, each at trace 1. Terms between
+different tokens are left out, as in K-FAC-expand (Eschenhagen et al. 2023, arXiv 2311.00636). Other
+accumulators can listen to the same pass, such as
 :class:`~constrained_adapters.memory.gradient_sketch.SketchAccumulator`, which keeps those terms.
 
 Axis letters: b batch, s sequence, n tokens of a batch without padding, d width, v vocabulary.
@@ -73,13 +74,15 @@ class Accumulator(Protocol):
 
 @dataclass
 class _Pass:
-    """State of the batch under way: ``mask`` (b · s,) is true where there is no padding."""
+    """State of the batch under way: ``tokens`` (n,) are the places in b · s where there is no padding."""
 
     accumulators: Sequence[Accumulator]
-    mask: Tensor | None = None
+    tokens: Tensor | None = None
     source: Source = "states"
+    without_logits: bool = False
+    """The output layer is shown one position only; what it would have read is in ``states``."""
     states: list[Tensor] = field(default_factory=list)
-    """What the output layer read in the batch under way, shape (b, s, d), if the model has one."""
+    """What the output layer was given in the batch under way, shape (b, s, d), if the model has one."""
 
 
 def gather_statistics(
@@ -93,6 +96,7 @@ def gather_statistics(
     wide: int = WIDE,
     sketch_rows: int = SKETCH_ROWS,
     drawn_examples: int = DRAWN_EXAMPLES,
+    energy_examples: int | None = None,
 ) -> Statistics:
     """Run the pass.
 
@@ -108,7 +112,8 @@ def gather_statistics(
         accumulators: Others that listen to the same pass.
         wide: Widths above it are sketched: no d × d matrix is made for them.
         sketch_rows: Size of those sketches.
-        drawn_examples: How many of the first examples make ``output``.
+        drawn_examples: How many of the first examples make ``output``, and the loss beside it.
+        energy_examples: How many of the first make ``energy``; default: all.
 
     Returns:
         Their means.
@@ -116,21 +121,23 @@ def gather_statistics(
     Raises:
         TrainingError: No loss token in any batch, or a statistic is not finite.
 
-    Cost: one forward and one backward pass per batch, no weight gradients; one more backward pass over the
-    batches that hold the first ``drawn_examples``, or of which an accumulator wants drawn labels, and one
-    where it wants the data's own.
+    Cost: one forward and one backward pass per batch, no weight gradients; logits and one more backward pass
+    for the batches that hold the first ``drawn_examples``, or of which an accumulator wants drawn labels, and
+    one where it wants the data's own.
     """
-    kfac = KFACAccumulator(wide, sketch_rows, drawn_examples)
+    kfac = KFACAccumulator(wide, sketch_rows, drawn_examples, energy_examples)
     state = _Pass([kfac, *accumulators])
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     takes_columns = "logits_to_keep" in inspect.signature(model.forward).parameters
     if any(module is head for module in modules.values()):
         head = None  # the final states lie before it: it is probed at the logits
-    sparse = takes_columns and head is not None
+    if head is None:
+        takes_columns = False
     signs = torch.Generator().manual_seed(generator.initial_seed() + 1)
     with _recording(model, modules, state, head):
         for batch in batches:
-            kfac.statistics.loss_nats += _one_batch(model, batch, state, (generator, signs), sparse)
+            losses = _one_batch(model, batch, state, (generator, signs), head is not None, takes_columns)
+            kfac.statistics.loss_nats += float(losses[: kfac.num_drawn_losses].sum())
     return kfac.statistics.normalised(domain)
 
 
@@ -139,45 +146,53 @@ def _one_batch(
     batch: Mapping[str, Tensor],
     state: _Pass,
     generators: tuple[torch.Generator, torch.Generator],
-    sparse: bool,
-) -> float:
-    """Feed one batch; returns the loss on its own labels, summed over tokens."""
+    has_head: bool,
+    takes_columns: bool,
+) -> Tensor:
+    """Feed one batch; returns the loss at each of its own labels, shape (n,), empty where none was needed."""
     # Row by row, so that it does not matter which rows share a batch.
     counts = (batch["labels"][:, 1:] != -100).any(dim=1)
     if not bool(counts.any()):
-        return 0.0
+        return torch.zeros(0)
     batch = {key: batch[key][counts] for key in ("input_ids", "attention_mask", "labels")}
     labels, mask = batch["labels"][:, 1:], batch["attention_mask"].bool()
     place = labels != -100
-    state.mask = mask.reshape(-1)
+    state.tokens = mask.reshape(-1).nonzero().squeeze(1)
     state.states.clear()
     for each in state.accumulators:
         each.start_batch(mask.sum(1).tolist(), place.sum(1).tolist())
+    drawn = any(each.wants_drawn_labels for each in state.accumulators)
+    own = any(each.wants_true_labels for each in state.accumulators)
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-    if sparse:
+    # The last position of each row predicts nothing.
+    kept = torch.nn.functional.pad(place, (0, 1))
+    state.without_logits = has_head and not (drawn or own)
+    if takes_columns and not state.without_logits:
         # Logits over the vocabulary are a good part of a small model's work: only where a label is.
         columns = place.any(dim=0).nonzero().squeeze(1)
         kept, logits = place[:, columns], model(**inputs, logits_to_keep=columns).logits
     else:
-        # The last position of each row predicts nothing.
-        kept, logits = torch.nn.functional.pad(place, (0, 1)), model(**inputs).logits
+        logits = model(**inputs).logits
     # Without an output layer after all modules, the logits are the final states.
     states = (state.states[0] if state.states else logits)[kept].float()
     state.source = "states"
-    (states * _signs(states, generators[1])).sum().backward(retain_graph=True)
-    log_probs = torch.log_softmax(logits[kept].float(), dim=-1)
-    both = any(each.wants_true_labels for each in state.accumulators)
-    if any(each.wants_drawn_labels for each in state.accumulators):
-        drawn = _draw(log_probs.detach(), generators[0])
-        state.source = "drawn"
-        (-log_probs.gather(1, drawn[:, None]).sum()).backward(retain_graph=both)
-    own = -log_probs.gather(1, labels[place][:, None]).sum()
-    if both:
-        state.source = "own"
-        own.backward()
+    (states * _signs(states, generators[1])).sum().backward(retain_graph=drawn or own)
+    losses = torch.zeros(0)
+    if drawn or own:
+        log_probs = torch.log_softmax(logits[kept].float(), dim=-1)
+        del logits
+        own_terms = -log_probs.gather(1, labels[place][:, None])
+        losses = own_terms.detach()
+        if drawn:
+            sampled = _draw(log_probs.detach(), generators[0])
+            state.source = "drawn"
+            (-log_probs.gather(1, sampled[:, None]).sum()).backward(retain_graph=own)
+        if own:
+            state.source = "own"
+            own_terms.sum().backward()
     for each in state.accumulators:
         each.end_batch()
-    return float(own.detach())
+    return losses
 
 
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -214,15 +229,15 @@ def _recording(
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             if not output.requires_grad:  # a pass of somebody else's, such as generating the next batch
                 return
-            source, mask = args[0], state.mask
+            source, tokens = args[0], state.tokens
             if not last or last[0][0] is not source:
-                last[:] = [(source, name, source.detach().reshape(-1, source.shape[-1])[mask].float())]
+                last[:] = [(source, name, source.detach().reshape(-1, source.shape[-1])[tokens].float())]
             _, key, rows = last[0]
             for each in state.accumulators:
                 each.add_inputs(name, key, rows)
 
             def backward(grad: Tensor) -> None:
-                g = grad.detach().reshape(-1, grad.shape[-1])[mask].float()
+                g = grad.detach().reshape(-1, grad.shape[-1])[tokens].float()
                 for each in state.accumulators:
                     each.add_gradients(name, key, rows, g, state.source)
 
@@ -230,8 +245,9 @@ def _recording(
 
         return hook
 
-    def note_states(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def note_states(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         state.states[:] = [args[0]]
+        return (args[0][:, :1], *args[1:]) if state.without_logits else None
 
     def open_graph(module: nn.Module, args: Any, output: Tensor) -> None:
         output.requires_grad_(True)

@@ -26,6 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from constrained_adapters.errors import TrainingError
 from constrained_adapters.memory.low_rank import LinearSketch, LowRank, top_pairs
+from constrained_adapters.memory.rounding import RoundedColumns, round_columns
 
 MAX_EXAMPLES = 16
 MEAN_RANK = 16
@@ -34,12 +35,12 @@ Delta = Tensor | LowRank
 
 @dataclass(frozen=True)
 class GradientSketch:
-    """What is remembered of a domain, for all adapted matrices together.
+    """What is remembered of a domain, for all adapted matrices together; rounded as a file holds it.
 
     Args:
-        left: For each module the left singular vectors, shape (n, d_out, k), float16.
-        right: The right ones times the singular values, shape (n, k, d_in), bfloat16.
-        means: For each module the mean gradient per loss token on the data's own labels, to rank m, bfloat16.
+        left: For each module the left singular vectors, shape (n, d_out, k), float32.
+        right: The right ones times the singular values, shape (n, k, d_in), float32.
+        means: For each module the mean gradient per loss token on the data's own labels, to rank m.
         num_loss_tokens: Of all n sequences together.
         kept_share: Share of the gradients' squared norm that the k pairs hold, 0 … 1.
     """
@@ -96,47 +97,34 @@ class GradientSketch:
                     increase += float(_products(mean.left[None], mean.right[None], delta))
         return increase
 
-    def predicted_gradient(
-        self, deltas: Mapping[str, Delta], *, first_order: bool = False
-    ) -> dict[str, LowRank]:
-        """∂p/∂ΔW_l of the predicted increase, for each of ``deltas``' modules that is remembered.
-
-        With ΔW = s·B·A follow ∂p/∂B = s · left (right Aᵀ) and ∂p/∂A = s · (Bᵀ left) right.
-
-        Args:
-            deltas: As in :meth:`inner_products`.
-            first_order: Add the mean gradient.
-        """
-        weights = (self.inner_products(deltas) / self.num_loss_tokens)[:, None, None]
-        gradient = {}
-        for name in deltas:
-            if name not in self.left:
-                continue
-            left = (self.left[name].float() * weights).transpose(0, 1).flatten(1)
-            right = self.right[name].float().flatten(0, 1)
-            if first_order:
-                mean = self.means[name]
-                left = torch.cat([left, mean.left.float()], dim=1)
-                right = torch.cat([right, mean.right.float()])
-            gradient[name] = LowRank(left, right)
-        return gradient
+    def rounded(self) -> GradientSketch:
+        """With every entry as 8 bits give it; what is rounded already stays the same to the bit."""
+        return GradientSketch.restored(self.facts(), self.tensors())
 
     def facts(self) -> dict[str, Any]:
         """What a file notes beside :meth:`tensors`."""
+        shapes = {name: (*self.left[name].shape, self.right[name].shape[2]) for name in self.left}
         return {
-            "modules": list(self.left),
+            "shapes": shapes,
+            "mean_ranks": {name: mean.left.shape[1] for name, mean in self.means.items()},
             "num_loss_tokens": self.num_loss_tokens,
             "kept_share": self.kept_share,
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a file holds, by name."""
+        """What a file holds, by name: 8 bits an entry, the mean's columns after the sequences'."""
         found: dict[str, Tensor] = {}
-        for name in self.left:
-            found[f"left:{name}"], found[f"right:{name}"] = self.left[name], self.right[name]
-            found[f"mean_left:{name}"] = self.means[name].left
-            found[f"mean_right:{name}"] = self.means[name].right
+        for name, mean in self.means.items():
+            left = torch.cat([self.left[name].transpose(0, 1).flatten(1), mean.left], dim=1)
+            right = torch.cat([self.right[name].flatten(0, 1).T, mean.right.T], dim=1)
+            found[f"left:{name}"] = round_columns(left).packed()
+            found[f"right:{name}"] = round_columns(right).packed()
         return found
+
+    def is_finite(self, name: str) -> bool:
+        """Whether all that is remembered of a module is."""
+        parts = (self.left[name], self.right[name], self.means[name].left, self.means[name].right)
+        return all(bool(torch.isfinite(part).all()) for part in parts)
 
     @classmethod
     def restored(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GradientSketch:
@@ -144,15 +132,17 @@ class GradientSketch:
 
         Raises:
             KeyError: Something is missing.
+            ValueError: A tensor is too short or too long.
         """
-        names = facts["modules"]
-        return cls(
-            {name: tensors[f"left:{name}"] for name in names},
-            {name: tensors[f"right:{name}"] for name in names},
-            {name: LowRank(tensors[f"mean_left:{name}"], tensors[f"mean_right:{name}"]) for name in names},
-            facts["num_loss_tokens"],
-            facts["kept_share"],
-        )
+        lefts, rights, means = {}, {}, {}
+        for name, (n, d_out, k, d_in) in facts["shapes"].items():
+            count = n * k + facts["mean_ranks"][name]
+            left = RoundedColumns.unpacked(tensors[f"left:{name}"], d_out, count).read()
+            right = RoundedColumns.unpacked(tensors[f"right:{name}"], d_in, count).read()
+            lefts[name] = left[:, : n * k].reshape(d_out, n, k).transpose(0, 1).contiguous()
+            rights[name] = right[:, : n * k].T.reshape(n, k, d_in).contiguous()
+            means[name] = LowRank(left[:, n * k :].contiguous(), right[:, n * k :].T.contiguous())
+        return cls(lefts, rights, means, facts["num_loss_tokens"], facts["kept_share"])
 
 
 class SketchAccumulator:
@@ -164,8 +154,8 @@ class SketchAccumulator:
         mean_rank: m of the mean gradient.
         domain: Named in errors.
 
-    Bytes kept: 2·(n·k + m)·Σ_l (d_out + d_in), so n·k + m = 2·r is one LoRA of rank r in float32: the
-    defaults, at rank 16.
+    Bytes kept: a little over (n·k + m)·Σ_l (d_out + d_in), so n·k + m = 2·r is half of a LoRA of rank r in
+    float32: the defaults, at rank 16.
     Cost: one more backward pass, for the mean, over the batches that hold the n sequences; per sequence and
     matrix O(s² (d_in + d_out)).
     """
@@ -238,8 +228,7 @@ class SketchAccumulator:
         pairs = top_pairs(padded, inputs, self._rank, gram)
         self._squares += squares
         self._kept_squares += float(pairs.right.square().sum())
-        half = LowRank(pairs.left.to(torch.float16), pairs.right.to(torch.bfloat16))
-        self._parts.setdefault(name, []).append(half)
+        self._parts.setdefault(name, []).append(pairs)
 
     def end_batch(self) -> None:
         """Let go of the batch."""
@@ -248,14 +237,15 @@ class SketchAccumulator:
     def finish(self) -> GradientSketch:
         """The memory of all that was heard, in main memory."""
         means = {name: mean.read() for name, mean in self._means.items()}
-        tokens, bfloat16 = max(self._num_loss_tokens, 1), torch.bfloat16
-        return GradientSketch(
+        tokens = max(self._num_loss_tokens, 1)
+        whole = GradientSketch(
             {name: torch.cat([part.left for part in parts]) for name, parts in self._parts.items()},
             {name: torch.cat([part.right for part in parts]) for name, parts in self._parts.items()},
-            {n: LowRank((m.left / tokens).to(bfloat16), m.right.to(bfloat16)) for n, m in means.items()},
+            {name: LowRank(mean.left / tokens, mean.right) for name, mean in means.items()},
             self._num_loss_tokens,
             self._kept_squares / self._squares if self._squares else 1.0,
-        ).to("cpu")
+        )
+        return whole.to("cpu").rounded()
 
 
 def _products(left: Tensor, right: Tensor, delta: Delta) -> Tensor:

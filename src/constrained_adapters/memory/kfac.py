@@ -14,11 +14,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from constrained_adapters.errors import WorkspaceError
-from constrained_adapters.memory.factors import Factor, common_basis
+from constrained_adapters.memory.factors import Factor, common_basis, read_directions
 from constrained_adapters.memory.gradient_sketch import GradientSketch
+from constrained_adapters.memory.rounding import RoundedColumns
 from constrained_adapters.memory.statistics import Statistics
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 INPUT_KINDS = ("sensitivity", "energy")
 INPUT_RANK = 256
 OUTPUT_RANK = 16
@@ -82,21 +83,17 @@ class KFACMemory:
             base_fingerprint=base_fingerprint,
             groups=dict(stats.groups),
             inputs={
-                key: _on_cpu(
-                    Factor.stored_together(
-                        {kind: getattr(stats, kind)[key] for kind in INPUT_KINDS},
-                        common_basis(
-                            [getattr(stats, kind)[key] for kind in shares],
-                            list(shares.values()),
-                            input_rank,
-                        ),
-                    )
+                key: Factor.stored_together(
+                    {kind: getattr(stats, kind)[key] for kind in INPUT_KINDS},
+                    common_basis(
+                        [getattr(stats, kind)[key] for kind in shares],
+                        list(shares.values()),
+                        input_rank,
+                    ),
                 )
                 for key in stats.energy
             },
-            outputs=_on_cpu(
-                {name: Factor.stored(value, output_rank) for name, value in stats.output.items()}
-            ),
+            outputs={name: Factor.stored(value, output_rank) for name, value in stats.output.items()},
             num_examples=stats.num_examples,
             loss_nats=stats.loss_nats,
         )
@@ -122,16 +119,16 @@ class KFACMemory:
         return total
 
     def to_bytes(self) -> bytes:
-        """The memory as one safetensors file; directions in float16, a shared basis once, then the sketch."""
+        """The memory as one safetensors file: directions in few bits, a common basis once; the sketch."""
         tensors: dict[str, Tensor] = {}
         for label, name, factor in self._factors():
-            if factor.basis is None or factor.rotation is None:
-                tensors[f"{label}.vectors"] = factor.vectors.to(torch.float16).contiguous()
-            else:
-                tensors[f"basis:{name}"] = factor.basis.to(torch.float16).contiguous()
-                tensors[f"{label}.rotation"] = factor.rotation.to(torch.float16).contiguous()
+            # One made by hand, from directions that were never rounded, is none to be stored.
+            assert factor.basis is not None, label
+            tensors[_basis_of(label, name)] = factor.basis.packed()
+            if factor.turn is not None:
+                tensors[f"{label}.turn"] = factor.turn.packed()
             tensors[f"{label}.values"] = factor.values.contiguous()
-            tensors[f"{label}.rest"] = factor.rest.contiguous()
+            tensors[f"{label}.rest"] = factor.rest.to(torch.bfloat16)
         if self.sketch is not None:
             tensors |= {f"sketch:{name}": t.contiguous() for name, t in self.sketch.tensors().items()}
         facts = {
@@ -180,11 +177,12 @@ class KFACMemory:
                     got=f"{label.replace(':', ' of layer ', 1)} in {path}",
                     hint="make it again from its domain",
                 )
-        for name, tensor in found.sketch.tensors().items() if found.sketch is not None else ():
-            if not torch.isfinite(tensor).all():
+        sketch = found.sketch
+        for name in sketch.left if sketch is not None else ():
+            if sketch is not None and not sketch.is_finite(name):
                 raise WorkspaceError(
                     f"the gradient memory of domain {found.domain!r} is not finite",
-                    got=f"sketch of layer {name.partition(':')[2]} in {path}",
+                    got=f"sketch of layer {name} in {path}",
                     hint="make it again from its domain",
                 )
         return found
@@ -192,17 +190,16 @@ class KFACMemory:
     @classmethod
     def _from_file(cls, facts: dict[str, Any], stored: dict[str, Tensor]) -> KFACMemory:
         parts = {n.removeprefix("sketch:"): t for n, t in stored.items() if n.startswith("sketch:")}
-        tensors = {name: t.float() for name, t in stored.items() if not name.startswith("sketch:")}
         inputs: dict[str, dict[str, Factor]] = {}
         outputs: dict[str, Factor] = {}
         for label in facts["factors"]:
             kind, _, name = label.partition(":")
-            values, rest = tensors[f"{label}.values"], tensors[f"{label}.rest"]
-            if f"{label}.rotation" in tensors:
-                basis, rotation = tensors[f"basis:{name}"], tensors[f"{label}.rotation"]
-                factor = Factor(basis @ rotation, values, rest, basis, rotation)
-            else:
-                factor = Factor(tensors[f"{label}.vectors"], values, rest)
+            values, rest = stored[f"{label}.values"], stored[f"{label}.rest"].float()
+            d, k = rest.numel(), values.numel()
+            basis, turn = RoundedColumns.unpacked(stored[_basis_of(label, name)], d, k), None
+            if f"{label}.turn" in stored:
+                turn = RoundedColumns.unpacked(stored[f"{label}.turn"], k, k)
+            factor = Factor(read_directions(basis, turn), values, rest, basis, turn)
             if kind == "output":
                 outputs[name] = factor
             else:
@@ -227,5 +224,6 @@ class KFACMemory:
             yield f"output:{name}", name, factor
 
 
-def _on_cpu(factors: Mapping[str, Factor]) -> dict[str, Factor]:
-    return {name: factor.to("cpu") for name, factor in factors.items()}
+def _basis_of(label: str, name: str) -> str:
+    """Where the directions of a factor are stored: those of one input together."""
+    return f"{label}.basis" if label.startswith("output:") else f"basis:{name}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,12 +14,13 @@ from constrained_adapters.memory.gradient_sketch import SketchAccumulator
 from constrained_adapters.memory.kfac import BASE_DOMAIN, KFACMemory
 from constrained_adapters.memory.protected import InputKind, protected_share
 from constrained_adapters.memory.reservoir import pad_rows
+from constrained_adapters.memory.statistics import DRAWN_EXAMPLES
 
-LEAST_SHARES = {"sensitivity": 0.99, "energy": 0.0}
+LEAST_SHARES = {"sensitivity": 0.95, "energy": 0.0}
 """Share of an input factor's trace that a memory keeps, so that it serves a later, stricter constraint.
 
 ``energy`` is described along the directions that ``sensitivity`` needs, unless it is what is protected."""
-LEAST_BASE_SHARES = {"sensitivity": 0.95, "energy": 0.0}
+LEAST_BASE_SHARES = {"sensitivity": 0.9, "energy": 0.0}
 """The same for the base's own text, which reaches nearly every direction a little."""
 
 
@@ -51,21 +52,25 @@ def measure_memory(
     Raises:
         TrainingError: No row carries loss, or a statistic is not finite.
 
-    Cost: one forward and one backward pass over the rows, and two more backward passes over the batches with
-    the first of them, which the outputs' factors and the gradient sketch are of; while it runs, two dense
-    d × d matrices per layer and one per distinct input; wide ones are sketched instead.
+    Cost: one forward and one backward pass over the rows, and two more backward passes over the first
+    ``DRAWN_EXAMPLES`` of them, which the outputs' factors and the gradient sketch are of; while it runs, two
+    dense d × d matrices per layer and one per distinct input; wide ones are sketched instead.
     """
     device = model.get_input_embeddings().weight.device
-    batches = (pad_rows(list(rows[i : i + batch_size]), device) for i in range(0, len(rows), batch_size))
+    with_loss = [row for row in rows if bool((row[1][1:] != -100).any())] or list(rows)
+    # The first ones have logits: by half as many at once they need no more room than the others.
+    parts = ((with_loss[:DRAWN_EXAMPLES], max(1, batch_size // 2)), (with_loss[DRAWN_EXAMPLES:], batch_size))
     sketch = SketchAccumulator(domain=domain)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         stats = gather_statistics(
             model,
             modules,
-            batches,
+            (pad_rows(batch, device) for part, size in parts for batch in _of_like_length(part, size)),
             generator=torch.Generator().manual_seed(seed),
             domain=domain,
             accumulators=[sketch],
+            # Where the constraint does not act on it, as many as the factor that it stands beside is of.
+            energy_examples=None if kind == "energy" else DRAWN_EXAMPLES,
         )
     least = LEAST_BASE_SHARES if domain == BASE_DOMAIN else LEAST_SHARES
     # First, so that where directions are few it is the constraint's own kind that has them.
@@ -75,3 +80,12 @@ def measure_memory(
         stats, domain=domain, base_fingerprint=base_fingerprint, shares=shares
     )
     return replace(memory, sketch=sketch.finish())
+
+
+def _of_like_length(
+    rows: Sequence[tuple[Tensor, Tensor]], batch_size: int
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Batches of rows sorted by length, so that little is padded."""
+    ordered = sorted(rows, key=lambda row: row[0].numel())
+    for start in range(0, len(ordered), batch_size):
+        yield ordered[start : start + batch_size]

@@ -2,7 +2,7 @@
 
 No weight is needed: a model on the meta device has all shapes. The formulas are those of the files
 (:meth:`KFACMemory.to_bytes`, which holds a sketch too); a file adds a header of a few hundred bytes
-per matrix.
+per matrix. How many directions need 16 bits instead of 8 depends on how unequal they are.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from constrained_adapters.memory.kfac import INPUT_KINDS, OUTPUT_RANK
+from constrained_adapters.memory.rounding import packed_bytes
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class MatrixShape:
     d_out: int
     d_in: int
     input_key: str
+
+
+USUAL_WIDE_SHARE = 0.03
+"""Share of the directions that need 16 bits: of the packaged model's memories (docs/log.md)."""
 
 
 def matrix_shapes(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, MatrixShape]:
@@ -67,21 +72,31 @@ def adapter_bytes(shapes: Sequence[MatrixShape], rank: int) -> int:
     return 4 * rank * sum(shape.d_out + shape.d_in for shape in shapes)
 
 
-def kfac_bytes(shapes: Sequence[MatrixShape], input_rank: int, output_rank: int = OUTPUT_RANK) -> int:
+def kfac_bytes(
+    shapes: Sequence[MatrixShape],
+    input_rank: int,
+    output_rank: int = OUTPUT_RANK,
+    *,
+    wide_share: float = USUAL_WIDE_SHARE,
+    num_turned: int = 1,
+) -> int:
     """A :class:`~constrained_adapters.memory.kfac.KFACMemory` of ``input_rank`` directions.
 
     Args:
         shapes: The adapted matrices.
-        input_rank: Kept directions of each input, in float16, with two rotations, values and diagonals.
+        input_rank: Kept directions of each input; stored once, with values and a diagonal for each kind.
         output_rank: Kept directions of each output.
+        wide_share: How many of them are in 16 bits, 0 … 1; the others in 8.
+        num_turned: Kinds that need a rotation: all but the one whose own directions are stored.
     """
     total = 0
     for d_in in {shape.input_key: shape.d_in for shape in shapes}.values():
         k = min(input_rank, d_in)
-        total += 2 * d_in * k + len(INPUT_KINDS) * (2 * k * k + 4 * k + 4 * d_in)
+        total += _directions_bytes(d_in, k, wide_share) + len(INPUT_KINDS) * (4 * k + 2 * d_in)
+        total += num_turned * _directions_bytes(k, k, wide_share)
     for shape in shapes:
         k = min(output_rank, shape.d_out)
-        total += 2 * shape.d_out * k + 4 * k + 4 * shape.d_out
+        total += _directions_bytes(shape.d_out, k, wide_share) + 4 * k + 2 * shape.d_out
     return total
 
 
@@ -94,10 +109,16 @@ def sketch_bytes(shapes: Sequence[MatrixShape], num_examples: int, rank: int, me
         rank: Singular pairs of each.
         mean_rank: Rank of the mean gradient.
     """
-    return sum(
-        2 * (num_examples * rank + min(mean_rank, shape.d_out, shape.d_in)) * (shape.d_out + shape.d_in)
-        for shape in shapes
-    )
+    total = 0
+    for shape in shapes:
+        columns = num_examples * rank + min(mean_rank, shape.d_out, shape.d_in)
+        total += packed_bytes(shape.d_out, columns) + packed_bytes(shape.d_in, columns)
+    return total
+
+
+def _directions_bytes(width: int, count: int, wide_share: float) -> int:
+    num_wide = round(wide_share * count)
+    return packed_bytes(width, count - num_wide, num_wide)
 
 
 def largest_input_rank(

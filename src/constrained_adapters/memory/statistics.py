@@ -16,8 +16,8 @@ from constrained_adapters.memory.frequent_directions import FrequentDirections
 
 WIDE = 2048
 SKETCH_ROWS = 512
-DRAWN_EXAMPLES = 32
-"""Examples that ``output`` is made from: the prediction needs no more, and each costs a backward pass."""
+DRAWN_EXAMPLES = 16
+"""Examples that ``output`` is made from: the gradient sketch's own, so that they share its backward pass."""
 Covariance = Tensor | FrequentDirections
 
 
@@ -34,11 +34,13 @@ class Statistics:
     sensitivity: dict[str, Covariance] = field(default_factory=dict)
     output: dict[str, Covariance] = field(default_factory=dict)
     num_tokens: int = 0
+    """That ``energy`` is made from."""
     num_loss_tokens: int = 0
     num_drawn_tokens: int = 0
     """Loss tokens of the examples that ``output`` is made from."""
     num_examples: int = 0
     loss_nats: float = 0.0
+    """Per loss token of the examples that ``output`` is made from."""
 
     def normalised(self, domain: str = "") -> Statistics:
         """Turn sums into means: ``energy`` per token, ``output`` per loss token; ``sensitivity`` at trace 1.
@@ -68,7 +70,7 @@ class Statistics:
             energy=_scaled(self.energy, 1 / self.num_tokens),
             sensitivity=_even(self.sensitivity, self.groups),
             output=_scaled(self.output, 1 / max(self.num_drawn_tokens, 1)),
-            loss_nats=self.loss_nats / self.num_loss_tokens,
+            loss_nats=self.loss_nats / max(self.num_drawn_tokens, 1),
         )
 
 
@@ -79,6 +81,7 @@ class KFACAccumulator:
         wide: Widths above it are streamed into Frequent Directions, so that no d × d matrix is made.
         sketch_rows: ℓ of those.
         drawn_examples: How many of the first examples make ``output``.
+        energy_examples: How many of the first make ``energy``; default: all.
     """
 
     wants_true_labels = False
@@ -89,27 +92,37 @@ class KFACAccumulator:
         return self._drawn > 0
 
     def __init__(
-        self, wide: int = WIDE, sketch_rows: int = SKETCH_ROWS, drawn_examples: int = DRAWN_EXAMPLES
+        self,
+        wide: int = WIDE,
+        sketch_rows: int = SKETCH_ROWS,
+        drawn_examples: int = DRAWN_EXAMPLES,
+        energy_examples: int | None = None,
     ) -> None:
         self.statistics = Statistics()
+        self.num_drawn_losses = 0
+        """Of the batch under way, how many of its first loss tokens are of examples for ``output``."""
         self._wide, self._sketch_rows = wide, sketch_rows
         self._drawn_examples, self._drawn = drawn_examples, 0
+        self._energy_examples, self._energetic = energy_examples, 0
 
     def start_batch(self, lengths: list[int], loss_lengths: list[int]) -> None:
         """Count the batch's tokens."""
         stats = self.statistics
-        stats.num_tokens += sum(lengths)
         stats.num_loss_tokens += sum(loss_lengths)
-        fit = max(0, min(len(lengths), self._drawn_examples - stats.num_examples))
-        stats.num_drawn_tokens += sum(loss_lengths[:fit])
-        self._drawn = sum(lengths[:fit])
-        stats.num_examples += len(lengths)
+        fit = max(0, self._drawn_examples - stats.num_examples)
+        self._drawn, self.num_drawn_losses = sum(lengths[:fit]), sum(loss_lengths[:fit])
+        stats.num_drawn_tokens += self.num_drawn_losses
+        if self._energy_examples is not None:
+            lengths = lengths[: max(0, self._energy_examples - stats.num_examples)]
+        self._energetic = sum(lengths)
+        stats.num_tokens += self._energetic
+        stats.num_examples += len(loss_lengths)
 
     def add_inputs(self, name: str, key: str, rows: Tensor) -> None:
         """Take the inputs (n, d_in) of module ``name``, whose first reader is ``key``."""
         self.statistics.groups[name] = key
-        if key == name:
-            self._add(self.statistics.energy, key, rows)
+        if key == name and self._energetic:
+            self._add(self.statistics.energy, key, rows[: self._energetic])
 
     def add_gradients(self, name: str, key: str, rows: Tensor, gradients: Tensor, source: str) -> None:
         """Take the output gradients (n, d_out) of the final states, and of the loss on drawn labels."""

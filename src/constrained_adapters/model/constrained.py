@@ -287,7 +287,7 @@ class ConstrainedSet(AdapterSet, ABC):
             width: int = base.config.get_text_config().hidden_size
             count = num_texts or max(32, -(-8 * width // length_tokens))
             rows = write_base_text(base, num_texts=count, length_tokens=length_tokens, seed=seed)
-            return self._measure(BASE_DOMAIN, rows, 16, seed=seed)
+            return self._measure(BASE_DOMAIN, rows, 8, seed=seed)
 
     def _measure(self, domain: str, rows: Rows, batch_size: int, seed: int) -> KFACMemory:
         return measure_memory(

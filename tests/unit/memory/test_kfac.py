@@ -61,10 +61,10 @@ def test_predicted_increase_is_half_the_trace_of_the_dense_formula():
 
 
 def test_predicted_increase_is_near_that_of_the_uncompressed_factors():
-    stats, kept = statistics(), memory(shares=ALL)
+    stats, kept = statistics(), memory(shares={"energy": 1.0, "sensitivity": 1.0})
     delta = torch.randn(8, 12, generator=torch.Generator().manual_seed(2))
     exact = 0.5 * float((delta.T @ stats.output["q"] @ delta @ stats.energy["q"]).trace())
-    assert kept.predicted_increase_nats({"q": delta}) == pytest.approx(exact, rel=0.02)  # float16 vectors
+    assert kept.predicted_increase_nats({"q": delta}) == pytest.approx(exact, rel=0.02)
 
 
 class TokenModel(nn.Module):
@@ -127,13 +127,12 @@ def test_a_memory_read_back_is_bit_equal(tmp_path):
 def sketched(value: float = 1.0) -> KFACMemory:
     generator = torch.Generator().manual_seed(8)
     widths = {"q": (8, 12), "v": (20, 12), "o": (12, 8)}
-    left = {n: torch.randn(4, d_out, 1, generator=generator).half() for n, (d_out, _) in widths.items()}
-    right = {n: torch.randn(4, 1, d_in, generator=generator).bfloat16() for n, (_, d_in) in widths.items()}
+    left = {n: torch.randn(4, d_out, 1, generator=generator) for n, (d_out, _) in widths.items()}
+    right = {n: torch.randn(4, 1, d_in, generator=generator) for n, (_, d_in) in widths.items()}
     means = {
-        n: LowRank(value * torch.ones(d_out, 2).bfloat16(), torch.ones(2, d_in).bfloat16())
-        for n, (d_out, d_in) in widths.items()
+        n: LowRank(value * torch.ones(d_out, 2), torch.ones(2, d_in)) for n, (d_out, d_in) in widths.items()
     }
-    return replace(memory(), sketch=GradientSketch(left, right, means, 40, 0.7))
+    return replace(memory(), sketch=GradientSketch(left, right, means, 40, 0.7).rounded())
 
 
 def test_a_sketch_lies_in_the_same_file_and_is_read_back_bit_equal(tmp_path):
@@ -145,7 +144,6 @@ def test_a_sketch_lies_in_the_same_file_and_is_read_back_bit_equal(tmp_path):
     assert found.sketch.facts() == kept.sketch.facts()
     for name, value in kept.sketch.tensors().items():
         assert torch.equal(found.sketch.tensors()[name], value)
-        assert found.sketch.tensors()[name].dtype == value.dtype
     delta = {"q": torch.ones(8, 12)}
     one, other = (each.sketch.predicted_increase_nats(delta, first_order=True) for each in (found, kept))
     assert one == other
@@ -158,7 +156,7 @@ def test_a_sketch_that_is_damaged_or_not_finite_is_a_workspace_error(tmp_path):
     path.write_bytes(sketched(float("nan")).to_bytes())
     with pytest.raises(WorkspaceError, match=r"not finite(?s:.*)sketch of layer q"):
         KFACMemory.load(path)
-    lacking = {**sketched().sketch.facts(), "modules": ["unknown"]}
+    lacking = {**sketched().sketch.facts(), "shapes": {"unknown": [1, 1, 1, 1]}}
     content = other_metadata(sketched().to_bytes(), lambda facts: {**facts, "sketch": lacking})
     path.write_bytes(content)
     with pytest.raises(WorkspaceError, match="a gradient memory cannot be read"):
@@ -171,7 +169,7 @@ def test_it_keeps_no_more_than_it_is_asked_to():
     assert kept.inputs["q"]["energy"].values.numel() < 12
     capped = memory(shares=ALL, input_rank=3).inputs["q"]
     assert all(factor.values.numel() == 3 for factor in capped.values())
-    assert capped["energy"].trace == pytest.approx(float(statistics().energy["q"].trace()), rel=1e-5)
+    assert capped["energy"].trace == pytest.approx(float(statistics().energy["q"].trace()), rel=1e-3)
 
 
 def test_the_kind_that_stands_first_has_the_directions_where_they_are_few():
@@ -189,7 +187,7 @@ def test_the_kind_that_stands_first_has_the_directions_where_they_are_few():
 def test_both_input_factors_are_stored_on_one_basis():
     tensors = load(memory().to_bytes())
     assert {name for name in tensors if name.startswith("basis:")} == {"basis:o", "basis:q"}
-    assert not [name for name in tensors if name.endswith(".vectors") and not name.startswith("output:")]
+    assert {name for name in tensors if name.endswith(".turn")} == {"energy:o.turn", "energy:q.turn"}
 
 
 def other_metadata(content: bytes, change) -> bytes:
@@ -206,7 +204,7 @@ def other_metadata(content: bytes, change) -> bytes:
         lambda content: b"\x00" * 64,
         lambda content: save({"a": torch.zeros(2)}),
         lambda content: other_metadata(content, lambda facts: []),
-        lambda content: other_metadata(content, lambda facts: {"format_version": 2}),
+        lambda content: other_metadata(content, lambda facts: {"format_version": 3}),
         lambda content: other_metadata(content, lambda facts: {**facts, "factors": ["output:x"]}),
         lambda content: other_metadata(content, lambda facts: {**facts, "format_version": 99}),
     ],
@@ -220,9 +218,10 @@ def test_a_damaged_file_is_a_workspace_error_that_names_it(tmp_path, damage):
     assert str(path) in str(caught.value)
 
 
-def test_a_file_of_the_first_format_says_what_to_do(tmp_path):
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_file_of_an_earlier_format_says_what_to_do(tmp_path, version):
     path = tmp_path / "memory.safetensors"
-    path.write_bytes(other_metadata(memory().to_bytes(), lambda facts: {**facts, "format_version": 1}))
+    path.write_bytes(other_metadata(memory().to_bytes(), lambda facts: {**facts, "format_version": version}))
     with pytest.raises(WorkspaceError, match=r"another format version(?s:.*)make it again from its domain"):
         KFACMemory.load(path)
 

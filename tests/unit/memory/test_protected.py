@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from constrained_adapters.memory.factors import Factor
+from constrained_adapters.memory.factors import Factor, common_basis
 from constrained_adapters.memory.kfac import BASE_DOMAIN, KFACMemory
 from constrained_adapters.memory.protected import (
     ProtectedSpace,
@@ -26,7 +26,8 @@ ROUNDING = 0.01
 def factor(width: int, rank: int, seed: int, *, rounded: bool = True) -> Factor:
     generator = torch.Generator().manual_seed(seed)
     columns = torch.randn(width, rank, generator=generator) * torch.logspace(0, -1, rank)
-    made = Factor.from_dense(columns @ columns.T, 0.97)
+    matrix = columns @ columns.T
+    made = Factor.along(matrix, common_basis([matrix], [0.97]))
     vectors = made.vectors.to(torch.bfloat16).float() if rounded else made.vectors
     return Factor(vectors, made.values, made.rest)
 
@@ -96,7 +97,7 @@ def test_share_zero_protects_nothing_and_share_one_everything():
 
 
 def test_a_domain_without_curvature_adds_nothing():
-    zero = Factor.from_dense(torch.zeros(6, 6), 0.9)
+    zero = Factor(torch.zeros(6, 0), torch.zeros(0), 0.0)
     assert extend_basis(None, zero, 0.9).shape == (6, 0)
     basis = extend_basis(None, factor(6, 3, 1), 0.9)
     assert extend_basis(basis, zero, 0.9) is basis

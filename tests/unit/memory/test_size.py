@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
+from constrained_adapters.memory import factors
 from constrained_adapters.memory.gather import gather_statistics
 from constrained_adapters.memory.gradient_sketch import SketchAccumulator
 from constrained_adapters.memory.kfac import KFACMemory
@@ -31,7 +33,14 @@ def modules_of(model) -> dict[str, torch.nn.Module]:
     return {name: model.get_submodule(name) for name in NAMES}
 
 
-def test_the_formulas_give_the_files_sizes(tiny_llama, rows):
+@pytest.mark.parametrize(
+    ("rounding_share", "wide_share", "num_turned"), [(1e9, 0.0, 0), (-1.0, 1.0, 2)], ids=["8 bits", "16 bits"]
+)
+def test_the_formulas_give_the_files_sizes(
+    tiny_llama, rows, monkeypatch, rounding_share, wide_share, num_turned
+):
+    monkeypatch.setattr(factors, "ROUNDING_SHARE", rounding_share)
+    monkeypatch.setattr(factors, "TURN_SHARE", rounding_share)
     listener = SketchAccumulator(rank=2, max_examples=5, mean_rank=4)
     stats = gather_statistics(
         tiny_llama,
@@ -50,7 +59,7 @@ def test_the_formulas_give_the_files_sizes(tiny_llama, rows):
             input_rank=input_rank,
             output_rank=output_rank,
         )
-        size = kfac_bytes(shapes, input_rank, output_rank)
+        size = kfac_bytes(shapes, input_rank, output_rank, wide_share=wide_share, num_turned=num_turned)
         assert body(made.to_bytes()) == size
         both = replace(made, sketch=listener.finish()).to_bytes()
         assert body(both) == size + sketch_bytes(shapes, 5, 2, 4)
@@ -71,7 +80,7 @@ def test_shapes_need_no_weights_and_know_which_inputs_are_shared(tiny_llama):
 
 def test_the_largest_rank_is_the_largest():
     shapes = [MatrixShape(48, 64, "q"), MatrixShape(16, 64, "q"), MatrixShape(64, 48, "o")]
-    budget = 2 * adapter_bytes(shapes, 8)
+    budget = 2 * adapter_bytes(shapes, 4)
     rank = largest_input_rank(shapes, budget, output_rank=4)
     assert kfac_bytes(shapes, rank, 4) <= budget < kfac_bytes(shapes, rank + 1, 4)
     assert largest_input_rank(shapes, 10, output_rank=4) == 0
