@@ -166,13 +166,3 @@ class _Junction:
 
 def _key(index: int, place: Place) -> str:
     return f"{index}_{place}"
-
-
-def num_parameters(hidden_size: int, num_layers: int, family: Bottlenecks) -> int:
-    """Of one set: L · places · (2·w·d + w + d).
-
-    >>> num_parameters(576, 30, NAMED["houlsby"])
-    4462080
-    """
-    each = 2 * family.width * hidden_size + family.width + hidden_size
-    return num_layers * len(family.places) * each
