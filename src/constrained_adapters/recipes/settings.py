@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 from constrained_adapters.config import (
@@ -16,7 +17,7 @@ from constrained_adapters.config import (
 from constrained_adapters.errors import ConfigError, UnknownNameError
 from constrained_adapters.recipes.combine import ON_ADAPTERS, Answers, combine, recipe_names
 from constrained_adapters.recipes.effective import ACTS_ON
-from constrained_adapters.recipes.rows import RECIPES, WEIGHTS
+from constrained_adapters.recipes.rows import RECIPES, WEIGHTS, Rehearsal
 
 REPLAY_RATIO = 0.1
 REPLAY_CAPACITY = 1000
@@ -52,15 +53,22 @@ def find_recipe(method: MethodConfig) -> Answers:
         answers = replace(answers, constraint=method.constraint_type)
     for key, acts in ACTS_ON.items():
         if getattr(method, key) is not None and not acts(answers):
-            users = [row.name for row in RECIPES.values() if acts(combine([row]))]
             raise ConfigError(
                 f"the setting {key!r} has no effect on the recipe {answers.name!r}",
                 got=f"methods: {method.name}: {key} = {getattr(method, key)!r}",
-                expected=f"{key} only with {', '.join(users)}",
+                expected=f"{key} only with {', '.join(users_of(key))}",
                 hint="leave it out, or use one of these recipes",
             )
     _weights(method, answers)
     return answers
+
+
+def users_of(setting: str) -> list[str]:
+    """The recipes that a setting acts on, and where it needs weights that last, ``full`` beside them."""
+    acts = ACTS_ON[setting]
+    alone = [row.name for row in RECIPES.values() if acts(combine([row]))]
+    open_rows = [row for row in RECIPES.values() if row.trained is None and row.bounds]
+    return alone or [f"full + {row.name}" for row in open_rows if acts(combine([RECIPES["full"], row]))]
 
 
 def check_methods(config: RunConfig) -> None:
@@ -81,6 +89,7 @@ def check_methods(config: RunConfig) -> None:
                 expected=f"at least training.batch_size = {batch}",
             )
         _check_isolation(method, recipe, config)
+        _check_ratios(method, recipe)
         if recipe.trained in WEIGHTS | {"singular_vectors"} and config.base.quantization is not None:
             raise ConfigError(
                 f"the recipe {recipe.name!r} trains the base's weights, and packed ones cannot be trained",
@@ -88,6 +97,29 @@ def check_methods(config: RunConfig) -> None:
                 expected="base.quantization: null",
                 hint="leave it out, or use a recipe that trains adapters: lora, crma",
             )
+
+
+def mixed_ratios(method: MethodConfig, recipe: Answers) -> dict[Rehearsal, float]:
+    """The share of a method's rows that each kind of mixed-in data has."""
+    asked: dict[Rehearsal, tuple[float | None, float]] = {
+        "replay": (method.replay_ratio, REPLAY_RATIO),
+        "general_text": (method.general_ratio, GENERAL_RATIO),
+    }
+    return {
+        name: default if given is None else given
+        for name, (given, default) in asked.items()
+        if name in recipe.rehearsals
+    }
+
+
+def _check_ratios(method: MethodConfig, recipe: Answers) -> None:
+    ratios = mixed_ratios(method, recipe)
+    if sum(map(Fraction, map(str, ratios.values()))) > 1:
+        raise ConfigError(
+            "more is mixed in than there is room for",
+            got=f"methods: {method.name}: " + " + ".join(f"{r} ({name})" for name, r in ratios.items()),
+            expected="1 or less in all",
+        )
 
 
 def _check_isolation(method: MethodConfig, recipe: Answers, config: RunConfig) -> None:

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from constrained_adapters.report.numbers import finite
 from constrained_adapters.results import Matrix, MethodResult
 
-REFERENCES = frozenset({"joint", "separate", "base"})
-"""Recipes that are upper or lower bounds: shown, but not ranked with the others."""
+REFERENCES = frozenset({"base", "isolation", "joint", "progressive", "separate"})
+"""Recipes that are bounds, or are told the domain of what they are asked: shown, but not ranked."""
 
 _BETWEEN_DOMAINS = frozenset({"drift_percent", "backward_transfer", "forward_transfer", "forgetting"})
 
 
 def is_reference(method: MethodResult) -> bool:
     """Whether a method is a bound to compare with and no contestant."""
-    return method.recipe in REFERENCES
+    return bool(REFERENCES & set(method.recipe.split(" + ")))
 
 
 def contestants(methods: Sequence[MethodResult]) -> list[MethodResult]:

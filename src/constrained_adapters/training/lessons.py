@@ -15,12 +15,12 @@ from constrained_adapters.data.examples import Domain, Example
 from constrained_adapters.data.load import load_domain
 from constrained_adapters.data.tokens import TokenDataset, Tokens
 from constrained_adapters.recipes import (
-    GENERAL_RATIO,
     GENERAL_TEXT,
     REPLAY_CAPACITY,
-    REPLAY_RATIO,
     find_recipe,
+    mixed_ratios,
 )
+from constrained_adapters.recipes.rows import Rehearsal
 from constrained_adapters.rehearsal import ReplayBuffer, Source, mix_sources, row_losses
 
 BUFFER_FILE = "replay_buffer.safetensors"
@@ -137,14 +137,14 @@ class Lessons:
 
     def _sources(self) -> list[Source]:
         """What is mixed in now, where there is anything of it."""
-        method, found = self._method, []
+        rows: dict[Rehearsal, Sequence[Tokens]] = {"general_text": self._general}
         if "replay" in self._recipe.rehearsals:
-            ratio = REPLAY_RATIO if method.replay_ratio is None else method.replay_ratio
-            found.append(Source("replay", self._buffer.all_rows, ratio))
-        if "general_text" in self._recipe.rehearsals:
-            ratio = GENERAL_RATIO if method.general_ratio is None else method.general_ratio
-            found.append(Source("general text", self._general, ratio))
-        return [source for source in found if source.rows and source.ratio > 0.0]
+            rows["replay"] = self._buffer.all_rows
+        return [
+            Source(name.replace("_", " "), rows[name], ratio)
+            for name, ratio in mixed_ratios(self._method, self._recipe).items()
+            if rows[name] and ratio > 0.0
+        ]
 
     def keep(self, number: int, learnt: Callable[[], Any]) -> None:
         """Keep examples of a finished domain, where the recipe does and they are not kept yet.

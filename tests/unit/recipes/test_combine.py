@@ -20,6 +20,7 @@ from constrained_adapters.recipes import (
     recipe_names,
 )
 from constrained_adapters.recipes.effective import ACTS_ON
+from constrained_adapters.recipes.settings import users_of
 
 
 def answers(recipe: str):
@@ -33,17 +34,17 @@ def test_a_row_alone_is_what_it_says(name):
     assert merged.trained == (row.trained or row.usual or "adapters")
     assert merged.keeps_old_data == row.keeps_old_data
     assert merged.constraint == (row.constraint or "none")
-    assert len(merged.penalties) == len(row.penalties)
+    assert len(merged.bounds) == len(row.bounds)
 
 
 def test_penalties_and_rehearsals_add_up_and_the_default_answers_the_rest():
-    merged = answers("olora + replay + ewc")
+    merged = answers("olora + stm + replay + ewc + distillation")
     assert (merged.trained, merged.scored, merged.constraint) == ("adapters", "together", "none")
     assert merged.penalties == ("ewc_lora", "olora")
     assert merged.rehearsals == ("replay",)
-    assert merged.keeps_old_data
+    assert merged.keeps_old_data and merged.objectives == ("distillation", "stm")
     both = answers("crma + replay + ewc_lora")
-    assert (both.constraint, both.start, both.strength, both.penalties) == (
+    assert (both.constraint, both.start, both.strength, both.bounds) == (
         "fisher",
         "inputs",
         RECIPES["crma"].strength,
@@ -57,6 +58,19 @@ def test_ewc_holds_all_weights_alone_and_the_update_of_adapters():
     on_adapters = answers("lora + ewc")
     assert (on_adapters.trained, on_adapters.penalties) == ("adapters", ("ewc_lora",))
     assert answers("ewc + ewc_lora").penalties == ("ewc_lora",)  # one penalty, named twice
+
+
+def test_examples_are_kept_for_replay_and_for_their_gradients():
+    kept = [row.name for row in RECIPES.values() if combine([row]).keeps_examples]
+    assert kept == ["gem", "agem", "replay"]
+    assert answers("joint").keeps_old_data and not answers("joint").keeps_examples
+    assert not answers("stm + general_text").keeps_old_data
+
+
+def test_of_a_lora_a_domain_the_product_is_what_old_gradients_are_of():
+    assert answers("ogd").bounds == ("ogd_lora",) and answers("full + ogd").bounds == ("ogd",)
+    assert answers("online_ewc + lora").bounds == ("online_ewc_lora",)
+    assert penalty_weights(MethodConfig(recipe="online_ewc + lora")) == {"online_ewc_lora": 100.0}
 
 
 def test_bottlenecks_are_trained_on_or_a_set_a_domain():
@@ -84,6 +98,12 @@ def test_the_order_of_the_names_does_not_matter():
         ("isolation + crma", "'fisher' would protect what nothing can harm"),
         ("isolation + full", "'isolation' and 'full' do not go together: what is trained"),
         ("joint + separate", "'joint' learns one model for all domains, so none has its own"),
+        ("freeze_important + lora", "so there is none for 'freeze_important'"),
+        ("ewc + online_ewc", "'ewc' and 'online_ewc' are one penalty twice"),
+        ("lora + ewc_lora + online_ewc", "are one penalty twice"),
+        ("joint + gem", "there is no finished domain for 'gem'"),
+        ("separate + agem", "'agem' would protect what nothing can harm"),
+        ("gem_predicted + crma", "how memories bind a step has one answer"),
         ("separate + full", "no domain has its own"),
         ("bitfit + houlsby", "'bitfit' and 'houlsby' do not go together: what is trained"),
         ("base + replay", "'base' trains nothing, so nothing can be added to it"),
@@ -137,8 +157,10 @@ def test_a_combination_has_the_settings_of_its_rows_and_no_others():
 
 def test_every_setting_of_a_method_says_what_it_acts_on_and_acts_on_some_row():
     assert set(ACTS_ON) == set(MethodConfig.model_fields) - {"recipe", "name"}
-    for key, acts in ACTS_ON.items():
-        assert any(acts(combine([row])) for row in RECIPES.values()), key
+    for key in ACTS_ON:
+        assert users_of(key), key
+    with pytest.raises(ConfigError, match=r"'ogd_directions' has no effect(?s:.*)only with full \+ ogd"):
+        find_recipe(MethodConfig(recipe="ogd", ogd_directions=3))
 
 
 def test_crma_has_a_penalty_of_its_own_under_its_own_type_only():

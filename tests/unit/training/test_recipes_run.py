@@ -122,6 +122,12 @@ def test_references_are_what_they_say(tiny_run):
         ({"recipe": "crma", "replay_ratio": 0.1}, "'replay_ratio' has no effect on the recipe 'crma'"),
         ({"recipe": "base", "learning_rate": 0.1}, "'learning_rate' has no effect on the recipe 'base'"),
         ({"recipe": "replay", "replay_capacity": 3}, "the replay buffer is smaller than a batch"),
+        ({"recipe": "gem", "replay_capacity": 3}, "the replay buffer is smaller than a batch"),
+        (
+            {"recipe": "replay + general_text", "replay_ratio": 0.6, "general_ratio": 0.5},
+            "more is mixed in than there is room for",
+        ),
+        ({"recipe": "full + olora"}, "'full' and 'olora' do not go together"),
     ],
 )
 def test_what_cannot_act_is_refused_before_anything_is_loaded(tiny_run, method, message):
@@ -134,7 +140,18 @@ def test_what_cannot_act_is_refused_before_anything_is_loaded(tiny_run, method, 
 
 @pytest.mark.parametrize(
     "setting",
-    [{"penalty_weight": -1.0}, {"replay_ratio": 1.5}, {"replay_ratio": -0.1}, {"replay_capacity": 0}],
+    [
+        {"penalty_weight": -1.0},
+        {"penalty_weight": {"ewc": -1.0}},
+        {"replay_ratio": 1.5},
+        {"replay_ratio": -0.1},
+        {"replay_capacity": 0},
+        {"label_smoothing": 1.0},
+        {"stm_threshold": 1.0},
+        {"ewc_decay": 1.1},
+        {"frozen_ratio": -0.1},
+        {"width": 0},
+    ],
 )
 def test_a_value_out_of_range_is_refused(setting):
     with pytest.raises(ValidationError):
@@ -268,6 +285,30 @@ def test_a_fresh_run_does_not_read_what_the_old_one_remembered(tiny_run):
     run_config(config, fresh=True)
     again = run_config(tiny_run.config("ewc", names=DOMAINS[:2]), fresh=True)
     assert numbers(again.methods[0].model_dump()) == numbers(before.methods[0].model_dump())
+
+
+@pytest.mark.parametrize("selection", ["reservoir", "highest_loss"])
+def test_a_private_run_writes_no_example_and_goes_on_with_the_same_ones(tiny_run, selection):
+    method = {"recipe": "replay + agem", "replay_ratio": 0.5, "replay_selection": selection}
+    open_run = tiny_run(method, output="open")
+    with pytest.raises(StopError):
+        tiny_run(method, output="private", private=True, observer=StopAt(row=2))
+    private = tiny_run(method, output="private", private=True)
+    assert matrices(private) == matrices(open_run)
+    assert not private.methods[0].samples and open_run.methods[0].samples
+    assert list((tiny_run.folder / "open").rglob("replay_buffer*"))
+    assert not list((tiny_run.folder / "private").rglob("replay_buffer*"))
+    written = "".join(
+        path.read_text(encoding="utf-8") for path in (tiny_run.folder / "private").rglob("*.json*")
+    )
+    assert "law 3?" not in written
+
+
+@pytest.mark.parametrize("recipe", ["gem", "agem", "ogd", "full + ogd", "freeze_important"])
+def test_what_takes_from_the_gradient_is_seen_from_the_second_domain_on(tiny_run, recipe):
+    records = tiny_run(method_of(recipe), names=DOMAINS[:2]).methods[0].records
+    assert "removed_ratio" not in records[0].curves
+    assert records[1].curves["removed_ratio"].steps == [1, 2, 3, 4]
 
 
 def test_two_penalties_are_seen_by_name_and_without_weight_are_not_there(tiny_run):
