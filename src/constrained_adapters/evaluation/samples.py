@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import GenerationConfig
-
 from constrained_adapters.data.examples import Example
 from constrained_adapters.data.tokens import encode_answer, encode_example, encode_prompt
-from constrained_adapters.evaluation.likelihood import evaluating
+from constrained_adapters.evaluation.decoding import continue_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,40 +39,17 @@ def generate_answers(
         DataError: The tokenizer cannot render an example.
     """
     prompts = [_prompt_ids(example, tokenizer, max_length) for example in examples]
-    ends = _end_tokens(model, tokenizer, examples)
+    ends = end_tokens(model, tokenizer, examples)
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
-    # Every setting that changes greedy decoding is given: the model's own defaults would fill the gaps.
-    config = GenerationConfig(
+    written = continue_prompts(
+        model,
+        prompts,
+        ends=ends,
+        padding=padding,
         max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        pad_token_id=padding,
-        eos_token_id=ends or None,
+        batch_size=batch_size,
     )
-    device = model.get_input_embeddings().weight.device
-    # Prompts of like length together: less padding.
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    answers = [""] * len(prompts)
-    with evaluating(model), torch.no_grad():
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            width = max(len(prompts[index]) for index in batch)
-            gaps = [width - len(prompts[index]) for index in batch]
-            rows = [[padding] * gap + prompts[index] for index, gap in zip(batch, gaps, strict=True)]
-            masks = [[0] * gap + [1] * (width - gap) for gap in gaps]
-            written = model.generate(
-                input_ids=torch.tensor(rows, device=device),
-                attention_mask=torch.tensor(masks, device=device),
-                generation_config=config,
-            )
-            for index, row in zip(batch, written, strict=True):
-                answers[index] = str(tokenizer.decode(row[width:], skip_special_tokens=True)).strip()
-    return answers
+    return [str(tokenizer.decode(row, skip_special_tokens=True)).strip() for row in written]
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -91,8 +65,8 @@ def _prompt_ids(example: Example, tokenizer: PreTrainedTokenizerBase, max_length
     return ids[: max(1, len(ids) // 2)]
 
 
-def _end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[int]:
-    """Where to stop: the model's own end tokens, and the special token that ends a turn in training."""
+def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[int]:
+    """Where an answer stops: the model's own end tokens, and the special one that ends a turn in training."""
     own = model.generation_config.eos_token_id
     ends = {own} if isinstance(own, int) else set(own or ())
     if tokenizer.eos_token_id is not None:

@@ -1,7 +1,22 @@
-"""Which old data is mixed in? Kept examples of finished domains, as tokens."""
+"""Which old data is mixed in? Kept examples, what the model writes itself, general text, golden sets."""
 
 from constrained_adapters.rehearsal.buffer import ReplayBuffer
+from constrained_adapters.rehearsal.generative import most_diverse, refine_answers, write_examples
+from constrained_adapters.rehearsal.golden import GoldenSet, write_golden_set
 from constrained_adapters.rehearsal.mix import Source, mix_rows, mix_sources
 from constrained_adapters.rehearsal.selection import Selection, order_rows, row_losses
 
-__all__ = ["ReplayBuffer", "Selection", "Source", "mix_rows", "mix_sources", "order_rows", "row_losses"]
+__all__ = [
+    "GoldenSet",
+    "ReplayBuffer",
+    "Selection",
+    "Source",
+    "mix_rows",
+    "mix_sources",
+    "most_diverse",
+    "order_rows",
+    "refine_answers",
+    "row_losses",
+    "write_examples",
+    "write_golden_set",
+]

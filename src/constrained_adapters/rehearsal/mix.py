@@ -100,7 +100,8 @@ def _places(num_rows: int, shares: Sequence[Fraction]) -> list[int]:
         for k, share in enumerate(shares)
         for j in range(1, int(num_rows * share) + 1)
     )
-    places, waiting, following = [NEW] * num_rows, [], 0
+    places, following = [NEW] * num_rows, 0
+    waiting: list[tuple[int, int]] = []
     for row in range(num_rows, 0, -1):
         while following < len(dues) and -dues[following][0] >= row:
             heapq.heappush(waiting, dues[following])
