@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Pretr
 from constrained_adapters.memory.gradient_sketch import MAX_EXAMPLES, MEAN_RANK
 from constrained_adapters.memory.kfac import INPUT_RANK, OUTPUT_RANK
 from constrained_adapters.memory.size import (
+    USUAL_WIDE_SHARE,
     MatrixShape,
     adapter_bytes,
     kfac_bytes,
@@ -30,8 +31,8 @@ from constrained_adapters.memory.size import (
 RESULT = Path(__file__).parent / "results" / "memory-size.json"
 LAYERS = ("q_proj", "v_proj", "o_proj")
 RANKS = (16, 64)
-SHARES = (0.2, 0.4)
-"""Of the input directions; the packaged model's memory of its own text keeps nearly .4."""
+DIRECTIONS = (64, 128, INPUT_RANK)
+"""Of each input; what a memory keeps depends on its share of what matters (docs/log.md)."""
 CONFIGS: dict[str, PretrainedConfig] = {
     "SmolLM2-135M": LlamaConfig(
         hidden_size=576,
@@ -81,15 +82,14 @@ def main() -> None:
     rows = []
     for name, config in CONFIGS.items():
         shapes = shapes_of(config)
-        sketch, width = sketch_bytes(shapes, MAX_EXAMPLES, 1, MEAN_RANK), max(shape.d_in for shape in shapes)
-        directions = sorted({min(INPUT_RANK, round(share * width)) for share in SHARES})
+        sketch = sketch_bytes(shapes, MAX_EXAMPLES, 1, MEAN_RANK)
         for rank in RANKS:
             adapter = adapter_bytes(shapes, rank)
             within = largest_input_rank(shapes, 2 * adapter - sketch)
             sizes = {
                 "gradient sketch": sketch,
-                **{f"kfac, {count} directions": kfac_bytes(shapes, count) for count in directions},
-                **{f"both, {count} directions": kfac_bytes(shapes, count) + sketch for count in directions},
+                **{f"kfac, {count} directions": kfac_bytes(shapes, count) for count in DIRECTIONS},
+                **{f"both, {count} directions": kfac_bytes(shapes, count) + sketch for count in DIRECTIONS},
             }
             rows.append(
                 {
@@ -107,6 +107,7 @@ def main() -> None:
         "layers": LAYERS,
         "output_rank": OUTPUT_RANK,
         "input_rank": INPUT_RANK,
+        "wide_share": USUAL_WIDE_SHARE,
         "sketch": {"examples": MAX_EXAMPLES, "pairs": 1, "mean_rank": MEAN_RANK},
         "adapter_dtype": "float32",
     }

@@ -168,7 +168,7 @@ class KFACMemory:
                 "a gradient memory is of another format version",
                 got=f"{facts['format_version']} in {path}",
                 expected=str(FORMAT_VERSION),
-                hint="make it again from its domain, or use the version that wrote it",
+                hint="make it again from its domain (crma run --fresh), or use the version that wrote it",
             )
         for label, _, factor in found._factors():
             if not all(torch.isfinite(t).all() for t in (factor.vectors, factor.values, factor.rest)):

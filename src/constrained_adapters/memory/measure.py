@@ -22,6 +22,8 @@ LEAST_SHARES = {"sensitivity": 0.95, "energy": 0.0}
 ``energy`` is described along the directions that ``sensitivity`` needs, unless it is what is protected."""
 LEAST_BASE_SHARES = {"sensitivity": 0.9, "energy": 0.0}
 """The same for the base's own text, which reaches nearly every direction a little."""
+LOGIT_POSITIONS = 256
+"""Rows × answer tokens whose logits are made at once: 50 MB in float32 for a vocabulary of 49,152 tokens."""
 
 
 def measure_memory(
@@ -58,8 +60,10 @@ def measure_memory(
     """
     device = model.get_input_embeddings().weight.device
     with_loss = [row for row in rows if bool((row[1][1:] != -100).any())] or list(rows)
-    # The first ones have logits: by half as many at once they need no more room than the others.
-    parts = ((with_loss[:DRAWN_EXAMPLES], max(1, batch_size // 2)), (with_loss[DRAWN_EXAMPLES:], batch_size))
+    drawn, others = with_loss[:DRAWN_EXAMPLES], with_loss[DRAWN_EXAMPLES:]
+    longest = max((int((labels[1:] != -100).sum()) for _, labels in drawn), default=1)
+    fitting = max(1, min(batch_size, LOGIT_POSITIONS // max(longest, 1)))
+    parts = ((drawn, fitting), (others, batch_size))
     sketch = SketchAccumulator(domain=domain)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         stats = gather_statistics(

@@ -58,8 +58,9 @@ class Statistics:
             )
         for kind in ("energy", "sensitivity", "output"):
             for name, value in getattr(self, kind).items():
-                kept = value.diagonal if isinstance(value, FrequentDirections) else value
-                if not torch.isfinite(kept).all():
+                # Sums of squares: what is not finite anywhere is not finite on the diagonal.
+                diagonal = value.diagonal if isinstance(value, FrequentDirections) else value.diagonal()
+                if not torch.isfinite(diagonal).all():
                     raise TrainingError(
                         f"the gradient memory{of_domain} is not finite",
                         got=f"{kind} of layer {name}",
