@@ -52,10 +52,9 @@ def loss_gradient(
         for start in range(0, len(kept), batch_size):
             logits, targets = _answers(model, kept[start : start + batch_size])
             loss = nn.functional.cross_entropy(logits, targets, reduction="sum")
-            gradients = torch.autograd.grad(loss, list(parameters), allow_unused=True)
+            gradients = torch.autograd.grad(loss, list(parameters), allow_unused=True, materialize_grads=True)
             for each, gradient in zip(total, gradients, strict=True):
-                if gradient is not None:
-                    each.add_(gradient)
+                each.add_(gradient)
             num_tokens += len(targets)
     _refuse_nothing(num_tokens, domain)
     for index, each in enumerate(total):
@@ -92,12 +91,11 @@ def logit_gradients(
         with evaluating(model), torch.enable_grad():
             logits, targets = _answers(model, [row])
             mean = logits.gather(1, targets[:, None]).mean()
-            gradients = torch.autograd.grad(mean, list(weights.values()), allow_unused=True)
+            gradients = torch.autograd.grad(
+                mean, list(weights.values()), allow_unused=True, materialize_grads=True
+            )
         num_tokens += len(targets)
-        yield {
-            name: torch.zeros_like(p, dtype=torch.float32) if gradient is None else gradient.float()
-            for (name, p), gradient in zip(weights.items(), gradients, strict=True)
-        }
+        yield {name: gradient.float() for name, gradient in zip(weights, gradients, strict=True)}
     _refuse_nothing(num_tokens, domain)
 
 

@@ -31,8 +31,7 @@ def first_not_finite(tensors: Sequence[Tensor]) -> int | None:
 def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The norm of each tensor, 0-dim, in float32, or in float64 where one of them is."""
     wide = any(tensor.dtype == torch.float64 for tensor in tensors)
-    found: list[Tensor] = torch._foreach_norm(list(tensors), 2, torch.float64 if wide else torch.float32)
-    return found
+    return list(torch._foreach_norm(list(tensors), 2, torch.float64 if wide else torch.float32))
 
 
 class LastGood:

@@ -92,5 +92,5 @@ def _pseudo_inverse(gram: Tensor) -> Tensor:
     scale = torch.where(lengths > 0.0, 1.0 / lengths.clamp_min(1e-150), 0.0)
     values, vectors = torch.linalg.eigh(gram * scale * scale[:, None])
     kept = values > DEPENDENT * values[-1].clamp_min(1.0)
-    inverse = (vectors * torch.where(kept, 1.0 / values.clamp_min(DEPENDENT), 0.0)) @ vectors.T
+    inverse: Tensor = (vectors * torch.where(kept, 1.0 / values.clamp_min(DEPENDENT), 0.0)) @ vectors.T
     return inverse * scale * scale[:, None]

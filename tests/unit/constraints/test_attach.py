@@ -14,7 +14,9 @@ from torch.optim import optimizer as torch_optimizer
 from constrained_adapters.adapters.lora import adapter_pairs, lora_config, start_small
 from constrained_adapters.constraints import SubspaceConstraint
 from constrained_adapters.constraints.attach import attach, is_bound
+from constrained_adapters.constraints.ewc import EWCConstraint
 from constrained_adapters.constraints.finite import LastGood, first_not_finite
+from constrained_adapters.constraints.kept import KeptGradientConstraint
 from constrained_adapters.errors import TrainingError
 
 
@@ -311,3 +313,20 @@ def test_a_broken_example_stops_the_trainer_before_the_weights_break(adapted, to
     with pytest.raises(TrainingError, match=rf"not finite at step 1\n.*values of {name}"):
         run_trainer(adapted, token_rows, tmp_path, max_grad_norm=0.0)
     assert all(bool(torch.isfinite(p).all()) for p in parameters(pairs))
+
+
+@pytest.mark.parametrize("first", ["penalty", "projection"])
+def test_what_projects_acts_after_what_adds_whichever_was_attached_first(force, first):
+    """Else the penalty would put back what the projection took away."""
+    p = nn.Parameter(torch.zeros(2))
+    weights, ones = {"p": p}, {"p": torch.ones(2)}
+    penalty = EWCConstraint(weights, ones, {"p": torch.tensor([0.0, 5.0])}, 0.0, 1.0)
+    projection = KeptGradientConstraint([p], [lambda: [torch.tensor([0.0, 1.0])]])
+    order = [penalty, projection] if first == "penalty" else [projection, penalty]
+    attachments = [force(constraint) for constraint in order]
+    other = force(KeptGradientConstraint([p], []))  # does nothing, and does not change the order
+    p.grad = torch.tensor([2.0, 1.0])
+    SGD([p], lr=0.1).step()
+    assert p.grad.tolist() == [2.0, 0.0]
+    for attachment in [*attachments, other]:
+        attachment.remove()
