@@ -256,7 +256,8 @@ class TrainingConfig(Settings):
     batch_size: int = Field(default=8, ge=1)
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    schedule: Literal["constant", "linear", "cosine", "staged"] = "cosine"
+    stage_ratios: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(default=None, min_length=1)
     warmup_ratio: float = Field(default=0.1, ge=0, le=1)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -273,6 +274,14 @@ class TrainingConfig(Settings):
             raise ValueError("give 'steps' or 'epochs', not both")
         if self.steps is None and self.epochs is None:
             object.__setattr__(self, "epochs", 3.0)
+        return self
+
+    @model_validator(mode="after")
+    def _stages(self) -> Self:
+        if self.schedule == "staged" and self.stage_ratios is None:
+            object.__setattr__(self, "stage_ratios", [0.1, 0.3, 1.0])
+        if self.schedule != "staged" and self.stage_ratios is not None:
+            raise ValueError("'stage_ratios' has no effect without 'schedule: staged'")
         return self
 
 

@@ -98,7 +98,7 @@ def write_golden_set(
             sampling=sampling,
         )
 
-    def said(tokens: Sequence[int]) -> str:
+    def said(tokens: list[int]) -> str:
         text = str(tokenizer.decode(tokens, skip_special_tokens=True)).strip().casefold()
         return text.partition("\n")[0].strip(" .,!\"'")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,14 @@ from constrained_adapters.training.callbacks import (
 from constrained_adapters.training.objective_trainer import ObjectiveTrainer
 from constrained_adapters.training.observer import RunObserver
 from constrained_adapters.workspace.atomic import disk_errors
+
+# By names of transformers; of a staged one ObjectiveTrainer makes the rates.
+_SCHEDULES = {
+    "constant": "constant_with_warmup",
+    "linear": "linear",
+    "cosine": "cosine",
+    "staged": "constant_with_warmup",
+}
 
 
 @dataclass
@@ -53,6 +61,7 @@ def train_domain(
     observer: RunObserver,
     in_order: bool = False,
     objective: Objective | None = None,
+    rate_ratios: Mapping[str, float] | None = None,
 ) -> TrainingRecord:
     """Train the model's trainable parameters; go on from the last whole checkpoint in ``folder``.
 
@@ -69,6 +78,7 @@ def train_domain(
         observer: Told about each step.
         in_order: Take the rows as they stand instead of shuffling them.
         objective: What is minimised; cross-entropy where none is given.
+        rate_ratios: By name of a parameter, its rate in parts of the rate; 1 where none is given.
 
     Raises:
         TrainingError: The loss is not finite, or memory ran out.
@@ -82,6 +92,8 @@ def train_domain(
         trainer = ObjectiveTrainer(
             objective=objective or CrossEntropy(),
             share_prefixes=settings.share_prefixes,
+            stage_ratios=settings.stage_ratios,
+            rate_ratios=rate_ratios,
             model=model,
             args=training_arguments(
                 settings,
@@ -139,7 +151,7 @@ def training_arguments(
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         learning_rate=learning_rate,
-        lr_scheduler_type=settings.schedule,
+        lr_scheduler_type=_SCHEDULES[settings.schedule],
         warmup_steps=settings.warmup_ratio,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer
 
 from constrained_adapters.data.tokens import IGNORED
 from constrained_adapters.objectives import Objective, WeightedSum, is_plain
 from constrained_adapters.objectives.label_logits import batch_tree, padded_label_logits, tree_label_logits
+from constrained_adapters.schedules import divide_groups, staged_schedule
 
 
 class ObjectiveTrainer(Trainer):
@@ -19,12 +23,23 @@ class ObjectiveTrainer(Trainer):
     Args:
         objective: What is minimised.
         share_prefixes: Whether the rows of a batch are read as one tree, where the model can read one.
+        stage_ratios: Of staged rates, in parts of the rate; None for the schedule that ``args`` name.
+        rate_ratios: By name of a parameter, its rate in parts of the rate; 1 where none is given.
         options: Of Trainer.
     """
 
-    def __init__(self, *, objective: Objective, share_prefixes: bool, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        objective: Objective,
+        share_prefixes: bool,
+        stage_ratios: Sequence[float] | None = None,
+        rate_ratios: Mapping[str, float] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         self._objective, self._share = objective, share_prefixes
+        self._stages, self._rates = stage_ratios, rate_ratios or {}
         self._terms: dict[str, Tensor] = {}
 
     def compute_loss(
@@ -55,6 +70,32 @@ class ObjectiveTrainer(Trainer):
             return self._total(*read, columns, counted[:, 1:].sum(), self.current_gradient_accumulation_steps)
         # Trainer has added the labels up over the processes, whose gradients will be averaged.
         return self._total(*read, columns, num_items_in_batch, 1) * self.accelerator.num_processes
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """Trainer's own, its groups divided where parameters have rates of their own."""
+        made = self.optimizer is not None
+        optimizer: Optimizer = super().create_optimizer(model)
+        if self._rates and not made:
+            trained: Any = self.model if model is None else model
+            names = {parameter: name for name, parameter in trained.named_parameters()}
+            divide_groups(optimizer, names, self._rates)
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """Staged where the rates are, Trainer's own else."""
+        if self._stages is None or self.lr_scheduler is not None:
+            scheduler: LRScheduler = super().create_scheduler(num_training_steps, optimizer)
+            return scheduler
+        made = self.optimizer if optimizer is None else optimizer
+        assert made is not None, "Trainer makes the optimizer first"
+        self.lr_scheduler = staged_schedule(
+            made,
+            self._stages,
+            num_steps=num_training_steps,
+            num_warmup=self.args.get_warmup_steps(num_training_steps),
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """With each term of a sum beside the loss of a step, as ``loss_NAME``."""

@@ -67,7 +67,9 @@ def prepared(kind: str, rows, model, **options):
 
 def trainer_of(model, dataset, folder, *, objective, share=True, **settings) -> ObjectiveTrainer:
     arguments = training_arguments(
-        TrainingConfig(steps=1, schedule="constant", optimizer="sgd", max_grad_norm=1e9, **settings),
+        TrainingConfig(
+            steps=1, schedule="constant", warmup_ratio=0.0, optimizer="sgd", max_grad_norm=1e9, **settings
+        ),
         learning_rate=1.0,
         seed=0,
         folder=folder,
@@ -231,3 +233,44 @@ def test_distillation_keeps_the_model_near_its_teacher(tiny_llama, tiny_tokenize
         return float((q.exp() * (q - p)).sum(-1).mean())
 
     assert drift(10.0) < 0.5 * drift(0.0)
+
+
+def test_staged_rates_and_rates_of_their_own_survive_a_stop(tiny_llama, tiny_tokenizer, rows, tmp_path):
+    def trained(folder, observer=None):
+        model = copy.deepcopy(tiny_llama)
+        record = train_domain(
+            model,
+            tiny_tokenizer,
+            TokenDataset(rows),
+            TrainingConfig(
+                steps=6,
+                batch_size=2,
+                checkpoint_every_steps=2,
+                schedule="staged",
+                stage_ratios=[0.1, 0.3, 1.0],
+                warmup_ratio=0.0,
+                weight_decay=0.1,
+            ),
+            method="m",
+            domain="d",
+            learning_rate=1e-2,
+            seed=0,
+            folder=tmp_path / folder,
+            observer=observer or SilentObserver(),
+            rate_ratios={"lm_head.weight": 0.1, "model.norm.weight": 0.5},
+        )
+        return model, record
+
+    model, record = trained("a")
+    assert record.curves["learning_rate"][1] == pytest.approx([1e-3, 1e-3, 3e-3, 3e-3, 1e-2, 1e-2])
+    with pytest.raises(StopError):
+        trained("b", StopAtThree())
+    again, _ = trained("b")
+    for (name, one), other in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+    def moved(name: str) -> float:
+        before, after = (m.get_parameter(name).detach() for m in (tiny_llama, model))
+        return float((after - before).abs().max())
+
+    assert 0 < moved("lm_head.weight") < 0.2 * moved("model.layers.0.mlp.up_proj.weight")
