@@ -33,7 +33,9 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from constrained_adapters.memory.modes import evaluating
 from constrained_adapters.memory.statistics import (
     DRAWN_EXAMPLES,
     SKETCH_ROWS,
@@ -222,7 +224,7 @@ def _recording(
     computed, and so counted, twice.
     """
     required = {name: p.requires_grad for name, p in model.named_parameters()}
-    modes, handles = {module: module.training for module in model.modules()}, []
+    handles: list[RemovableHandle] = []
     last: list[tuple[Tensor, str, Tensor]] = []
 
     def forward_hook(name: str) -> Any:
@@ -253,19 +255,16 @@ def _recording(
         output.requires_grad_(True)
 
     try:
-        model.eval()
         for p in model.parameters():
             p.requires_grad_(False)
         handles.append(model.get_input_embeddings().register_forward_hook(open_graph))  # type: ignore[operator]
         handles += [module.register_forward_hook(forward_hook(name)) for name, module in modules.items()]
         if head is not None:
             handles.append(head.register_forward_pre_hook(note_states))
-        with torch.enable_grad():
+        with evaluating(model), torch.enable_grad():
             yield
     finally:
         for handle in handles:
             handle.remove()
         for name, p in model.named_parameters():
             p.requires_grad_(required[name])
-        for module, training in modes.items():
-            module.training = training

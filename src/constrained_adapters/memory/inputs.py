@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from constrained_adapters.memory.modes import evaluating
 from constrained_adapters.memory.statistics import WIDE, Covariance, add_rows
 
 
@@ -47,22 +48,15 @@ def input_covariances(
 
         return add
 
-    modes = {module: module.training for module in model.modules()}
     handles = [module.register_forward_pre_hook(hook(name)) for name, module in modules.items()]
     short = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     try:
-        model.eval()
-        for batch in batches:
-            mask[:] = [batch["attention_mask"].bool().reshape(-1)]
-            model(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                use_cache=False,
-                **short,
-            )
+        with evaluating(model):
+            for batch in batches:
+                mask[:] = [batch["attention_mask"].bool().reshape(-1)]
+                inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+                model(**inputs, use_cache=False, **short)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return found

@@ -141,6 +141,34 @@ def test_only_the_first_examples_make_the_output_factor(tiny_llama, rows, batch_
         close(found.sensitivity[name], value.double())
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+def test_energy_can_be_of_the_first_examples_only(tiny_llama, rows, batch_size):
+    loss = [row for row in rows if (row[1][1:] != -100).any()]
+    found = gather(tiny_llama, LLAMA, rows, batch_size=batch_size, energy_examples=3)
+    few, every = gather(tiny_llama, LLAMA, loss[:3]), gather(tiny_llama, LLAMA, rows)
+    assert found.num_tokens == few.num_tokens and found.num_loss_tokens == every.num_loss_tokens
+    for name, value in few.energy.items():
+        close(found.energy[name], value.double())
+        close(found.sensitivity[name], every.sensitivity[name].double())
+
+
+def test_no_logits_are_made_where_no_label_is_drawn(tiny_llama, tiny_gpt2, rows):
+    """The output layer sees one position of a row then, and the final states are the same."""
+    for model, names in ((tiny_llama, LLAMA), (tiny_gpt2, GPT2)):
+        seen = []
+        handle = model.get_output_embeddings().register_forward_hook(
+            lambda module, args, output, seen=seen: seen.append(output.shape[1])
+        )
+        found = gather(model, names, rows, batch_size=2, drawn_examples=2)
+        handle.remove()
+        assert seen[0] > 1 and seen[1:] == [1, 1, 1]
+        expected = gather(model, names, rows, batch_size=2, drawn_examples=7)
+        loss = [row for row in rows if (row[1][1:] != -100).any()]
+        assert found.loss_nats == pytest.approx(gather(model, names, loss[:2]).loss_nats, rel=1e-5)
+        for name, value in expected.sensitivity.items():
+            close(found.sensitivity[name], value.double())
+
+
 def test_what_stands_in_the_padding_does_not_count(tiny_llama, rows):
     modules = {name: tiny_llama.get_submodule(name) for name in LLAMA}
     results = []
