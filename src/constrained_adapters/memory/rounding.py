@@ -86,10 +86,9 @@ def round_columns(columns: Tensor, allowed: Tensor | None = None) -> RoundedColu
         columns: float32; entries of a column of 16 bits must fit float16.
         allowed: Default: any error.
 
-    >>> round_columns(torch.eye(3), torch.full((3,), 0.1)).read()
-    tensor([[1., 0., 0.],
-            [0., 1., 0.],
-            [0., 0., 1.]])
+    >>> columns = torch.tensor([[1.0, 1.0], [0.0, 0.3]])
+    >>> round_columns(columns, torch.tensor([1e-4, 1e-9])).is_wide.tolist()
+    [0, 1]
     """
     width, count = columns.shape
     padded = torch.nn.functional.pad(columns, (0, 0, 0, _num_blocks(width) * BLOCK - width))

@@ -128,7 +128,7 @@ def largest_input_rank(
 
     >>> shapes = [MatrixShape(4096, 4096, "q"), MatrixShape(1024, 4096, "q"), MatrixShape(4096, 4096, "o")]
     >>> largest_input_rank(shapes, 2 * adapter_bytes(shapes, 16))
-    134
+    274
     """
     low, high = 0, max(shape.d_in for shape in shapes)
     while low < high:
