@@ -300,8 +300,13 @@ class MethodConfig(Settings):
     replay_capacity: int | None = Field(default=None, ge=1)
     replay_capacity_bytes: int | None = Field(default=None, ge=1)
     replay_selection: Literal["reservoir", "highest_loss", "diverse"] | None = None
+    generated_ratio: float | None = Field(default=None, ge=0, le=1)
+    generated_examples: int | None = Field(default=None, ge=1)
+    prompt_weight: float | None = Field(default=None, gt=0)
     general_ratio: float | None = Field(default=None, ge=0, le=1)
     general_text: str | None = None
+    golden_ratio: float | None = Field(default=None, ge=0, le=1)
+    golden_set: str | None = None
     ewc_decay: float | None = Field(default=None, ge=0, le=1)
     gem_margin: Weight | None = None
     gem_rows: int | None = Field(default=None, ge=1)
@@ -313,6 +318,8 @@ class MethodConfig(Settings):
     distillation_top_k: int | None = Field(default=None, ge=1)
     domain_layers: dict[DomainName, list[str]] | None = None
     domain_ranks: dict[DomainName, Rank] | None = None
+    rate_by_importance: Literal["layer", "parameter"] | None = None
+    slowest_rate_ratio: float | None = Field(default=None, gt=0, le=1)
     shared_rank: Annotated[int, Field(ge=0, le=4096)] | None = None
     num_layers: int | None = Field(default=None, ge=0)
     width: int | None = Field(default=None, ge=1)

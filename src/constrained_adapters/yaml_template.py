@@ -70,8 +70,13 @@ EXPLAINED = {
     "methods.replay_capacity": "most examples that are kept, of all domains together; null: 1000",
     "methods.replay_capacity_bytes": "most bytes of their tokens and labels; null: no bound",
     "methods.replay_selection": "reservoir (any), highest_loss or diverse; null: reservoir",
+    "methods.generated_ratio": "share of written rows in generative_replay's batches, 0 to 1; null: 0.2",
+    "methods.generated_examples": "examples that are written of each finished domain; null: 100",
+    "methods.prompt_weight": "factor of the prompts' loss in generative_replay; null: 0.25",
     "methods.general_ratio": "share of text of no domain in general_text's batches, 0 to 1; null: 0.1",
     "methods.general_text": "where it comes from, as 'data' of a domain; null: packaged:general",
+    "methods.golden_ratio": "share of the golden set's rows in golden_set's batches, 0 to 1; null: 0.1",
+    "methods.golden_set": "where it comes from, as 'data' of a domain; null: the base writes it",
     "methods.ewc_decay": "share of the older domains' Fisher that online_ewc keeps, 0 to 1; null: 0.9",
     "methods.gem_margin": "least weight of an old gradient that gem's step goes against; null: 0.5",
     "methods.gem_rows": "kept rows drawn at each step by gem (null: all), by agem (null: a batch)",
@@ -81,6 +86,8 @@ EXPLAINED = {
     "methods.distillation_weight": "factor of distillation's loss; null: 1",
     "methods.distillation_temperature": "temperature of teacher and student; null: 2",
     "methods.distillation_top_k": "tokens of the teacher that are kept for each label; null: 64",
+    "methods.rate_by_importance": "slower rates where the Fisher is high: layer or parameter; null: one rate",
+    "methods.slowest_rate_ratio": "the slowest of them, in parts of the learning rate; null: 0.1",
     "methods.domain_layers": "isolation: {law: [q_proj], medicine: [v_proj]}; null: adapter.layers for all",
     "methods.domain_ranks": "isolation: {law: 8, medicine: 16}; null: adapter.rank for all",
     "methods.shared_rank": "isolation: rank of the shared adapter, 0 for none; null: adapter.rank",
@@ -151,7 +158,7 @@ def template(
     active["evaluation"] = {"max_items": 60} if demo else {"split": "test"}
     sources = DEMO_DOMAINS if domains is None else domains
     entries: dict[str, list[dict[str, Any]]] = {
-        "methods": [{"recipe": "lora"}, {"recipe": "crma", "learning_rate": 2e-3}],
+        "methods": [{"recipe": "lora"}, {"recipe": "crma", "learning_rate": 6e-3}],
         "domains": [{"name": name, "data": source} for name, source in sources.items()],
     }
     title = "Three domains, one model" if demo else "Domain after domain: " + ", ".join(sources)
@@ -162,7 +169,8 @@ def template(
         "# Lines that begin with '#' show a setting's default; remove the '#' to change it.",
         "",
     ]
-    lines += _settings(RunConfig, {"title": title, "output": "crma-run", "seed": 0}, prefix="", indent="")
+    head = {"title": title, "output": "crma-run", "seed": 0, "private": False}
+    lines += _settings(RunConfig, head, prefix="", indent="")
     for section, words in SECTIONS.items():
         lines += ["", f"# {words}", f"{section}:"]
         model = _MODELS[section]

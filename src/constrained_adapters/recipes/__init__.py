@@ -2,12 +2,14 @@
 
 from constrained_adapters.recipes.combine import Answers, combine, recipe_names
 from constrained_adapters.recipes.effective import effective_settings
-from constrained_adapters.recipes.rows import ALIASES, RECIPES, Recipe
+from constrained_adapters.recipes.recipe import Recipe
+from constrained_adapters.recipes.rows import ALIASES, RECIPES
 from constrained_adapters.recipes.settings import (
     EWC_DECAY,
     FROZEN_RATIO,
     GEM_MARGIN,
     GENERAL_TEXT,
+    GENERATED_EXAMPLES,
     REPLAY_CAPACITY,
     SHARED,
     check_methods,
@@ -23,6 +25,7 @@ __all__ = [
     "FROZEN_RATIO",
     "GEM_MARGIN",
     "GENERAL_TEXT",
+    "GENERATED_EXAMPLES",
     "RECIPES",
     "REPLAY_CAPACITY",
     "SHARED",

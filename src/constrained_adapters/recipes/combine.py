@@ -1,8 +1,8 @@
 """Rows of answers merged into one method, question by question, and the mergers that make no sense.
 
 A question with one answer (what is trained, what is scored, CRMA's constraint) takes it from the row that
-gives it; two different answers are refused. Bounds, rehearsals and objectives add up. The order
-of the names does not matter.
+gives it; two different answers are refused. Bounds, rehearsals and objectives add up. The order of the
+names does not matter.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from typing import Any
 
 from constrained_adapters.config import ConstraintType
 from constrained_adapters.errors import ConfigError, UnknownNameError
-from constrained_adapters.recipes.rows import (
-    ALIASES,
+from constrained_adapters.recipes.recipe import (
     BOTTLENECKS,
-    RECIPES,
     WEIGHTS,
     Bound,
     ObjectiveName,
@@ -27,6 +25,7 @@ from constrained_adapters.recipes.rows import (
     Trained,
     keeps_old_data,
 )
+from constrained_adapters.recipes.rows import ALIASES, RECIPES
 
 ON_ADAPTERS: Mapping[Bound, Bound] = {"ewc": "ewc_lora", "online_ewc": "online_ewc_lora", "ogd": "ogd_lora"}
 """What stands in where each domain has a LoRA of its own: a diagonal Fisher, or a gradient, of A and B would
@@ -177,7 +176,7 @@ def _refuse_senseless(answers: Answers) -> None:
             f"'joint' learns all in one turn, so there is no finished domain for {answers.bounds[0]!r}",
             "one of the two; 'joint + crma' protects the base's own knowledge",
         )
-    others = sorted({*answers.rehearsals} - {"all", "general_text"})
+    others = sorted({*answers.rehearsals} - {"all", "general_text", "golden_set"})
     if answers.in_one_turn and others:
         raise _refusal(
             answers.name, f"'joint' has all data already, {others[0]!r} adds none to it", "'joint' alone"

@@ -7,103 +7,9 @@ cross-entropy.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
 
-from constrained_adapters.config import ConstraintType
-
-Trained = Literal[
-    "nothing",
-    "adapters",
-    "weights",
-    "biases",
-    "freeze_first",
-    "freeze_last",
-    "last_layers",
-    "singular_vectors",
-    "houlsby",
-    "pfeiffer",
-    "parallel",
-    "columns",
-]
-WEIGHTS: frozenset[Trained] = frozenset({"weights", "biases", "freeze_first", "freeze_last", "last_layers"})
-"""The base's own weights, all or a part, which are trained on from domain to domain."""
-
-BOTTLENECKS: frozenset[Trained] = frozenset({"houlsby", "pfeiffer", "parallel"})
-"""Inserted modules: one set that is trained on, or a set a domain where each is scored alone."""
-
-Bound = Literal[
-    "agem",
-    "ewc",
-    "ewc_lora",
-    "freeze_important",
-    "gem",
-    "ogd",
-    "ogd_lora",
-    "olora",
-    "online_ewc",
-    "online_ewc_lora",
-]
-Rehearsal = Literal["replay", "general_text", "all"]
-ObjectiveName = Literal["distillation", "stm"]
-Scored = Literal["together", "alone"]
-Start = Literal["random", "inputs"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """One row: a method's own answers to the six questions of docs/methods.md.
-
-    Args:
-        name: As written in ``methods:``.
-        summary: One line.
-        source: Paper.
-        trained: What is trained: nothing; a LoRA adapter a domain; the base's weights or some of them; the
-            trailing singular vectors of the adapted layers (PEFT's OSF); bottleneck adapters; a column a
-            domain. None: whatever other rows say.
-        usual: What is trained where no row says it; None: LoRA adapters.
-        scored: Each domain with its own adapter only, or with all that was learnt.
-        shared: Whether an adapter that all domains share stands beside each domain's own.
-        start: Where a new adapter starts: anywhere, or in the open directions that its domain uses most.
-        constraint: What a step may not do, by CRMA's machinery.
-        bounds: What a step may not do besides: penalties, and what takes parts of the gradient away.
-        rehearsals: Which other data is mixed in: kept examples; text of no domain; all of the old data (no
-            sequence at all).
-        objectives: What is minimised beside, or taken out of, the cross-entropy.
-        strength: Default ``constraint_strength``.
-        step: What a step costs beside a plain one of what is trained.
-        domain: What the end of a domain costs beside its training.
-        kept: What is kept for each finished domain beside what was trained.
-    """
-
-    name: str
-    summary: str
-    source: str
-    trained: Trained | None = None
-    usual: Trained | None = None
-    scored: Scored | None = None
-    shared: bool | None = None
-    start: Start | None = None
-    constraint: ConstraintType | None = None
-    bounds: tuple[Bound, ...] = ()
-    rehearsals: tuple[Rehearsal, ...] = ()
-    objectives: tuple[ObjectiveName, ...] = ()
-    strength: float | None = None
-    step: str = "none"
-    domain: str = "none"
-    kept: str = "nothing"
-
-    @property
-    def keeps_old_data(self) -> bool:
-        """Whether examples of finished domains are kept."""
-        return keeps_old_data(self.bounds, self.rehearsals)
-
-
-def keeps_old_data(bounds: Collection[Bound], rehearsals: Collection[Rehearsal]) -> bool:
-    """Whether examples of finished domains are kept for these answers."""
-    return bool({"replay", "all"} & {*rehearsals} or {"gem", "agem"} & {*bounds})
-
+from constrained_adapters.recipes.recipe import Recipe
 
 _HU = "Hu et al. 2021, arXiv 2106.09685"
 
@@ -314,10 +220,26 @@ _ROWS = [
         kept="its share of the buffer's examples",
     ),
     Recipe(
+        name="generative_replay",
+        summary="examples of finished domains that the model writes itself, mixed in; no old data",
+        source="Sun et al. 2020 (LAMOL), arXiv 1909.03329; Huang et al. 2024 (SSR), arXiv 2403.01244",
+        rehearsals=("generated",),
+        objectives=("prompts",),
+        step="logits of the prompts too",
+        domain="its examples are written, those of earlier domains answered anew",
+        kept="written examples",
+    ),
+    Recipe(
         name="general_text",
         summary="text of no domain, mixed into the batches in place of new examples",
         source="after Ouyang et al. 2022, arXiv 2203.02155 (PPO-ptx)",
         rehearsals=("general_text",),
+    ),
+    Recipe(
+        name="golden_set",
+        summary="facts, reasoning and language that the base is to keep, from a file or written by the base",
+        source="after Wang et al. 2022, arXiv 2203.11171, for what of its own writing is kept",
+        rehearsals=("golden_set",),
     ),
     Recipe(
         name="distillation",

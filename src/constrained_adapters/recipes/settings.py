@@ -17,8 +17,10 @@ from constrained_adapters.config import (
 from constrained_adapters.errors import ConfigError, UnknownNameError
 from constrained_adapters.recipes.combine import ON_ADAPTERS, Answers, combine, recipe_names
 from constrained_adapters.recipes.effective import ACTS_ON
-from constrained_adapters.recipes.rows import RECIPES, WEIGHTS, Rehearsal
+from constrained_adapters.recipes.recipe import WEIGHTS, Rehearsal
+from constrained_adapters.recipes.rows import RECIPES
 
+GOLDEN_RATIO = 0.1
 REPLAY_RATIO = 0.1
 REPLAY_CAPACITY = 1000
 EWC_DECAY = 0.9
@@ -26,6 +28,9 @@ FROZEN_RATIO = 0.1
 GEM_MARGIN = 0.5
 """The authors'."""
 GENERAL_RATIO = 0.1
+GENERATED_EXAMPLES = 100
+GENERATED_RATIO = 0.2
+"""LAMOL's."""
 GENERAL_TEXT = "packaged:general"
 SHARED = "shared"
 """The adapter that ``isolation`` keeps beside each domain's own."""
@@ -59,6 +64,12 @@ def find_recipe(method: MethodConfig) -> Answers:
                 expected=f"{key} only with {', '.join(users_of(key))}",
                 hint="leave it out, or use one of these recipes",
             )
+    if method.slowest_rate_ratio is not None and method.rate_by_importance is None:
+        raise ConfigError(
+            "the setting 'slowest_rate_ratio' has no effect without 'rate_by_importance'",
+            got=f"methods: {method.name}: slowest_rate_ratio = {method.slowest_rate_ratio!r}",
+            expected="rate_by_importance: layer, or parameter",
+        )
     _weights(method, answers)
     return answers
 
@@ -77,7 +88,7 @@ def check_methods(config: RunConfig) -> None:
     Raises:
         UnknownNameError: No such recipe.
         ConfigError: Recipes that do not go together, a setting without effect, a replay buffer smaller than
-            a batch, or weights of a quantised base to be trained.
+            a batch, more mixed in than there is room for, or weights of a quantised base to be trained.
     """
     for method in config.methods:
         recipe = find_recipe(method)
@@ -90,6 +101,7 @@ def check_methods(config: RunConfig) -> None:
             )
         _check_isolation(method, recipe, config)
         _check_ratios(method, recipe)
+        _check_privacy(method, recipe, config)
         if recipe.trained in WEIGHTS | {"singular_vectors"} and config.base.quantization is not None:
             raise ConfigError(
                 f"the recipe {recipe.name!r} trains the base's weights, and packed ones cannot be trained",
@@ -103,7 +115,9 @@ def mixed_ratios(method: MethodConfig, recipe: Answers) -> dict[Rehearsal, float
     """The share of a method's rows that each kind of mixed-in data has."""
     asked: dict[Rehearsal, tuple[float | None, float]] = {
         "replay": (method.replay_ratio, REPLAY_RATIO),
+        "generated": (method.generated_ratio, GENERATED_RATIO),
         "general_text": (method.general_ratio, GENERAL_RATIO),
+        "golden_set": (method.golden_ratio, GOLDEN_RATIO),
     }
     return {
         name: default if given is None else given
@@ -119,6 +133,16 @@ def _check_ratios(method: MethodConfig, recipe: Answers) -> None:
             "more is mixed in than there is room for",
             got=f"methods: {method.name}: " + " + ".join(f"{r} ({name})" for name, r in ratios.items()),
             expected="1 or less in all",
+        )
+
+
+def _check_privacy(method: MethodConfig, recipe: Answers, config: RunConfig) -> None:
+    by_model = method.replay_selection == "highest_loss" or "generated" in recipe.rehearsals
+    if config.private and by_model and recipe.trained in WEIGHTS | {"singular_vectors"}:
+        raise ConfigError(
+            "a run that was stopped could not find its examples again: the weights that chose them are gone",
+            got=f"methods: {method.name}: private = true, {recipe.name} with weights that are trained on",
+            expected="replay_selection: reservoir or diverse, or adapters in the place of the weights",
         )
 
 

@@ -25,7 +25,7 @@ from constrained_adapters.recipes import (
     model_config,
     penalty_weights,
 )
-from constrained_adapters.recipes.rows import WEIGHTS, Bound, Trained
+from constrained_adapters.recipes.recipe import WEIGHTS, Bound, Trained
 from constrained_adapters.training.adapters import AdapterLearner
 from constrained_adapters.training.inserted import InsertedLearner, InsertedUse
 from constrained_adapters.training.isolation import Isolation
@@ -163,30 +163,48 @@ class _Asked:
     batch_size: int
     kept: KeptRows
 
-    def __getattr__(self, setting: str) -> Any:
-        """A setting of the method, or its default."""
-        given = getattr(self.method, setting)
-        return _DEFAULTS[setting] if given is None else given
+
+def _agem(asked: _Asked) -> Penalty:
+    rows = asked.method.gem_rows or asked.batch_size
+    return AGEMPenalty(asked.kept, rows_per_step=rows, prefix=asked.prefix)
 
 
-_DEFAULTS: Mapping[str, Any] = {
-    "ewc_decay": EWC_DECAY,
-    "frozen_ratio": FROZEN_RATIO,
-    "gem_margin": GEM_MARGIN,
-    "ogd_directions": CAPACITY,
-}
+def _gem(asked: _Asked) -> Penalty:
+    margin, rows = _given(asked.method.gem_margin, GEM_MARGIN), asked.method.gem_rows
+    return GEMPenalty(asked.kept, margin=margin, rows_per_step=rows, prefix=asked.prefix)
+
+
+def _frozen(asked: _Asked) -> Penalty:
+    share = _given(asked.method.frozen_ratio, FROZEN_RATIO)
+    return FrozenPenalty(share, asked.folder, prefix=asked.prefix)
+
+
+def _ogd(asked: _Asked) -> Penalty:
+    capacity = asked.method.ogd_directions or CAPACITY
+    return OGDPenalty(asked.folder, capacity=capacity, prefix=asked.prefix)
+
+
+def _online(kind: type[EWCPenalty] | type[EWCLoRAPenalty]) -> Callable[[_Asked], Penalty]:
+    def make(asked: _Asked) -> Penalty:
+        decay = _given(asked.method.ewc_decay, EWC_DECAY)
+        return kind(asked.weight, asked.folder, prefix=asked.prefix, decay=decay)
+
+    return make
+
+
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else value
+
 
 _BOUNDS: Mapping[Bound, Callable[[_Asked], Penalty]] = {
-    "agem": lambda a: AGEMPenalty(a.kept, rows_per_step=a.method.gem_rows or a.batch_size, prefix=a.prefix),
-    "ewc": lambda a: EWCPenalty(a.weight, a.folder, prefix=a.prefix),
-    "ewc_lora": lambda a: EWCLoRAPenalty(a.weight, a.folder, prefix=a.prefix),
-    "freeze_important": lambda a: FrozenPenalty(a.frozen_ratio, a.folder, prefix=a.prefix),
-    "gem": lambda a: GEMPenalty(
-        a.kept, margin=a.gem_margin, rows_per_step=a.method.gem_rows, prefix=a.prefix
-    ),
-    "ogd": lambda a: OGDPenalty(a.folder, capacity=a.ogd_directions, prefix=a.prefix),
-    "ogd_lora": lambda a: OGDLoRAPenalty(a.folder, prefix=a.prefix),
-    "olora": lambda a: OLoRAPenalty(a.weight, prefix=a.prefix),
-    "online_ewc": lambda a: EWCPenalty(a.weight, a.folder, prefix=a.prefix, decay=a.ewc_decay),
-    "online_ewc_lora": lambda a: EWCLoRAPenalty(a.weight, a.folder, prefix=a.prefix, decay=a.ewc_decay),
+    "agem": _agem,
+    "ewc": lambda asked: EWCPenalty(asked.weight, asked.folder, prefix=asked.prefix),
+    "ewc_lora": lambda asked: EWCLoRAPenalty(asked.weight, asked.folder, prefix=asked.prefix),
+    "freeze_important": _frozen,
+    "gem": _gem,
+    "ogd": _ogd,
+    "ogd_lora": lambda asked: OGDLoRAPenalty(asked.folder, prefix=asked.prefix),
+    "olora": lambda asked: OLoRAPenalty(asked.weight, prefix=asked.prefix),
+    "online_ewc": _online(EWCPenalty),
+    "online_ewc_lora": _online(EWCLoRAPenalty),
 }

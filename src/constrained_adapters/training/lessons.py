@@ -16,14 +16,18 @@ from constrained_adapters.data.load import load_domain
 from constrained_adapters.data.tokens import TokenDataset, Tokens
 from constrained_adapters.recipes import (
     GENERAL_TEXT,
+    GENERATED_EXAMPLES,
     REPLAY_CAPACITY,
     find_recipe,
     mixed_ratios,
 )
-from constrained_adapters.recipes.rows import Rehearsal
-from constrained_adapters.rehearsal import ReplayBuffer, Source, mix_sources, row_losses
+from constrained_adapters.recipes.recipe import Rehearsal
+from constrained_adapters.rehearsal import ReplayBuffer, Source, mix_sources, row_losses, write_golden_set
+from constrained_adapters.training.written import WrittenExamples
 
 BUFFER_FILE = "replay_buffer.safetensors"
+GOLDEN_FILE = "golden_set.safetensors"
+WRITTEN_FILE = "written_examples.safetensors"
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,47 @@ class Lessons:
     def __init__(self, prepared: Prepared, config: RunConfig, method: MethodConfig, folder: Path) -> None:
         self._prepared, self._config, self._settings = prepared, config, config.training
         self._method, self._recipe, self._path = method, find_recipe(method), folder / BUFFER_FILE
+        self._golden_path = folder / GOLDEN_FILE
         self._read: ReplayBuffer | None = None
-        self._general: tuple[Tokens, ...] = ()
+        self._written = WrittenExamples(
+            folder / WRITTEN_FILE,
+            prepared.tokenizer,
+            num_examples=method.generated_examples or GENERATED_EXAMPLES,
+            max_length_tokens=self._settings.max_length_tokens,
+            private=config.private,
+        )
+        self._general: Sequence[Tokens] = ()
+        self._golden: Sequence[Tokens] = ()
         self.fingerprint = ""
         """Of the text that is mixed in; empty where none is."""
         if "general_text" in self._recipe.rehearsals:
-            source = DomainConfig(name="general_text", data=method.general_text or GENERAL_TEXT)
-            texts = load_domain(source, config.seed)
-            self._general, self.fingerprint = self.tokens(texts.train).tokens, texts.fingerprint
+            self._general = self._from(method.general_text or GENERAL_TEXT)
+        if method.golden_set is not None:
+            self._golden = self._from(method.golden_set)
+
+    def _from(self, source: str) -> Sequence[Tokens]:
+        """Rows of no domain, from a source that is noted in the fingerprint."""
+        domain = load_domain(DomainConfig(name="mixed_in", data=source), self._config.seed)
+        self.fingerprint += domain.fingerprint
+        return self.tokens(domain.train).tokens
+
+    def prepare(self, tell: Callable[[str], None], untouched: Callable[[], Any]) -> None:
+        """Let the base write its golden set, where that is wanted and not there yet.
+
+        Args:
+            tell: Says what takes long.
+            untouched: Gives the base as it was before any domain.
+        """
+        if "golden_set" not in self._recipe.rehearsals or self._golden:
+            return
+        if not self._golden_path.is_file():
+            tell("the base writes facts, reasoning and language that it is to keep")
+            made = write_golden_set(untouched(), self._prepared.tokenizer, seed=self._config.seed)
+            rows = {kind: tuple(rows) for kind, rows in made.rows.items()}
+            kept, written = (int(made.facts[name]) for name in ("golden_kept", "golden_written"))
+            tell(f"the base is sure of {kept} of {written}: they are kept")
+            ReplayBuffer(max(sum(map(len, rows.values())), 1), rows).save(self._golden_path, private=False)
+        self._golden = ReplayBuffer.load(self._golden_path).all_rows
 
     @property
     def _buffer(self) -> ReplayBuffer:
@@ -137,9 +174,11 @@ class Lessons:
 
     def _sources(self) -> list[Source]:
         """What is mixed in now, where there is anything of it."""
-        rows: dict[Rehearsal, Sequence[Tokens]] = {"general_text": self._general}
+        rows: dict[Rehearsal, Sequence[Tokens]] = {"general_text": self._general, "golden_set": self._golden}
         if "replay" in self._recipe.rehearsals:
             rows["replay"] = self._buffer.all_rows
+        if "generated" in self._recipe.rehearsals:
+            rows["generated"] = self._written.all_rows
         return [
             Source(name.replace("_", " "), rows[name], ratio)
             for name, ratio in mixed_ratios(self._method, self._recipe).items()
@@ -147,18 +186,21 @@ class Lessons:
         ]
 
     def keep(self, number: int, learnt: Callable[[], Any]) -> None:
-        """Keep examples of a finished domain, where the recipe does and they are not kept yet.
+        """Keep, or let the model write, examples of a finished domain, where that is not done yet.
 
         Args:
             number: Of the domain.
             learnt: Gives the model as it was when the domain was finished.
         """
         domain = self._prepared.domains[number - 1]
+        seed = self._config.seed * 1000 + number
+        if "generated" in self._recipe.rehearsals and domain.name not in self._written.domains:
+            texts = [each.name for each in self._prepared.domains if each.form == "text"]
+            self._written.add(domain.name, learnt(), seed=seed, texts=texts)
         if not self._recipe.keeps_examples or domain.name in self._buffer.rows:
             return
         rows = self.tokens(domain.train).tokens
         losses = row_losses(learnt(), rows) if self._buffer.selection == "highest_loss" else None
-        seed = self._config.seed * 1000 + number
         self._read = self._buffer.with_domain(domain.name, rows, seed=seed, losses=losses)
         self._read.save(self._path, private=self._config.private)
 

@@ -120,8 +120,8 @@ def _fixed_settings(
         "training": config.training.model_dump(mode="json"),
         "evaluation": config.evaluation.model_dump(mode="json", exclude={"general"}),
         "general_texts": fingerprint_examples([Example(text=text) for text in prepared.general_texts]),
-        "method": method.model_dump(mode="json", exclude={"general_text"}),
-        "mixed_texts": lessons.fingerprint,
+        "method": method.model_dump(mode="json", exclude={"general_text", "golden_set"}),
+        "mixed_texts": lessons.fingerprint or None,
         "domains": [{"name": domain.name, "fingerprint": domain.fingerprint} for domain in prepared.domains],
     }
 

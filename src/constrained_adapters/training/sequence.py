@@ -26,7 +26,7 @@ from constrained_adapters.evaluation.scores import mean_nats, score_examples
 from constrained_adapters.memory.reservoir import num_memory_examples, sample_rows
 from constrained_adapters.objectives import LabelledDataset, Teachers, is_plain, prepare_rows
 from constrained_adapters.recipes import find_recipe, model_config, penalty_weights
-from constrained_adapters.training.answers import method_objective
+from constrained_adapters.training.answers import method_objective, method_rates
 from constrained_adapters.training.domain import TrainingRecord, train_domain
 from constrained_adapters.training.learner import Learner, OneState, Rows
 from constrained_adapters.training.lessons import Lessons, Prepared
@@ -78,7 +78,12 @@ class DomainSequence:
                 atomic_write_bytes(self.workspace.evaluation(0), base_row.read_bytes())
             else:
                 self._evaluate(0, self.prepared.domains)
-        self.learner.prepare(lambda text: self.observer.stage(self.method.name, None, text))
+
+        def tell(text: str) -> None:
+            self.observer.stage(self.method.name, None, text)
+
+        self.lessons.prepare(tell, self._untouched)
+        self.learner.prepare(tell)
         for number, domain in enumerate(self.prepared.domains, start=1):
             self._learn(number, domain)
             last = number == len(self.prepared.domains)
@@ -133,6 +138,7 @@ class DomainSequence:
             observer=self.observer,
             in_order=lesson.in_order,
             objective=objective,
+            rate_ratios=method_rates(self.method, self.learner.module, self.workspace.memory),
         )
         facts = self.learner.describe()
         if isinstance(dataset, LabelledDataset) and "stm" in find_recipe(self.method).objectives:
@@ -150,11 +156,11 @@ class DomainSequence:
             self.learner.show(number - 1, 0)
             return self.learner.module
 
-        def untouched() -> Any:
-            self.learner.show(0, 0)
-            return self.prepared.base if isinstance(self.learner, OneState) else self.learner.module
+        return Teachers(before, self._untouched)
 
-        return Teachers(before, untouched)
+    def _untouched(self) -> Any:
+        self.learner.show(0, 0)
+        return self.prepared.base if isinstance(self.learner, OneState) else self.learner.module
 
     def _remember(self, number: int, domain: Domain, home: Path) -> None:
         self.observer.stage(self.method.name, domain.name, "making the gradient memory")

@@ -39,12 +39,13 @@ SETTINGS = {
     "stm": {"stm_threshold": 250.0},
     "general_text": {"general_ratio": 0.25},
     "full + ogd": {"ogd_directions": 5},
+    "generative_replay": {"generated_examples": 3, "generated_ratio": 0.25},
 }
 
 
 def method_of(recipe: str, folder: Path | None = None, **settings):
-    if "general_text" in recipe:
-        settings["general_text"] = str(folder / "general.jsonl")
+    for name in {"general_text", "golden_set"} & set(recipe.split(" + ")):
+        settings[name] = str(folder / "general.jsonl")
     for name in [recipe, *recipe.split(" + ")]:
         settings |= SETTINGS.get(name, {})
     return {"recipe": recipe, **settings}
@@ -127,11 +128,12 @@ def test_references_are_what_they_say(tiny_run):
             {"recipe": "replay + general_text", "replay_ratio": 0.6, "general_ratio": 0.5},
             "more is mixed in than there is room for",
         ),
+        ({"recipe": "full + generative_replay"}, "could not find its examples again"),
         ({"recipe": "full + olora"}, "'full' and 'olora' do not go together"),
     ],
 )
 def test_what_cannot_act_is_refused_before_anything_is_loaded(tiny_run, method, message):
-    config = tiny_run.config(method)
+    config = tiny_run.config(method, private="full + generative" in method["recipe"])
     with pytest.raises(ConfigError, match=message) as error:
         run_config(config.model_copy(update={"base": BaseConfig(model="nowhere")}))
     assert 3 <= len(str(error.value).splitlines()) <= 4
@@ -302,6 +304,40 @@ def test_a_private_run_writes_no_example_and_goes_on_with_the_same_ones(tiny_run
         path.read_text(encoding="utf-8") for path in (tiny_run.folder / "private").rglob("*.json*")
     )
     assert "law 3?" not in written
+
+
+def test_important_weights_learn_slower_from_the_second_domain_on(tiny_run):
+    methods = [
+        {"recipe": "ewc", "name": name, "penalty_weight": 1e-9, "rate_by_importance": by}
+        for name, by in [("even", None), ("layers", "layer"), ("parameters", "parameter")]
+    ]
+    result = tiny_run(*methods, names=DOMAINS[:2])
+    even, layers, parameters = (matrices(result, number)["loss"] for number in range(3))
+    assert even[1] == layers[1] == parameters[1]
+    assert even[2] != layers[2] != parameters[2] != even[2]
+    with pytest.raises(ConfigError, match="'slowest_rate_ratio' has no effect without 'rate_by_importance'"):
+        find_recipe(MethodConfig(recipe="ewc", slowest_rate_ratio=0.5))
+
+
+def test_written_examples_are_mixed_in_and_nothing_of_the_data_is_kept(tiny_run):
+    method = {"recipe": "generative_replay", "generated_examples": 3, "generated_ratio": 0.5}
+    result = tiny_run(method, {**method, "name": "less", "generated_ratio": 0.0}, names=DOMAINS[:2])
+    home = tiny_run.folder / "out" / "generative_replay"
+    written = ReplayBuffer.load(home / "memory" / "written_examples.safetensors")
+    assert list(written.rows) == DOMAINS[:2]
+    assert all(1 <= len(rows) <= 3 for rows in written.rows.values())
+    assert matrices(result, 0)["loss"][1] == matrices(result, 1)["loss"][1]  # nothing is written yet
+    assert matrices(result, 0)["loss"][2] != matrices(result, 1)["loss"][2]
+    assert result.methods[0].summary["keeps_old_data"] == 0.0
+    assert not list(home.rglob("replay_buffer*"))
+
+
+def test_the_golden_set_that_the_base_writes_is_mixed_in_from_the_first_domain_on(tiny_run):
+    method = {"recipe": "golden_set", "golden_ratio": 0.5}
+    result = tiny_run("lora", method, names=DOMAINS[:1])
+    kept = ReplayBuffer.load(tiny_run.folder / "out/golden_set/memory/golden_set.safetensors")
+    assert set(kept.rows) == {"facts", "reasoning", "language"} and kept.rows["language"]
+    assert matrices(result, 0)["loss"][1] != matrices(result, 1)["loss"][1]
 
 
 @pytest.mark.parametrize("recipe", ["gem", "agem", "ogd", "full + ogd", "freeze_important"])
