@@ -59,7 +59,7 @@ def test_an_unknown_key_names_the_nearest_one_and_its_line(refusal):
         ("training:\n\n  # a remark\n  batch_size: x\n", "training.batch_size = 'x' (crma.yaml, line 6)",
          "a whole number", None),
         ("training:\n  schedule: cosin\n", "training.schedule = 'cosin' (crma.yaml, line 4)",
-         "'constant', 'linear' or 'cosine'", "cosine"),
+         "'constant', 'linear', 'cosine' or 'staged'", "cosine"),
         ("adapter: {layers: 5}\n", "adapter.layers = 5 (crma.yaml, line 3)", "a list, or 'auto'", None),
         ("adapter:\n  layers: [q_proj, 1]\n", "adapter.layers = 1 (crma.yaml, line 4)", "a text, or 'auto'",
          'put it in quotes: "1"'),
