@@ -95,7 +95,7 @@ def check_methods_on(base: LoadedBase, config: RunConfig) -> None:
     Raises:
         ConstrainedAdaptersError: As :func:`make_learner`.
     """
-    for method in config.methods:
+    for method in config.methods[1:]:  # the first is made before anything is trained in any case
         make_learner(base, config, method, config.output / method.name, dict).release()
 
 
