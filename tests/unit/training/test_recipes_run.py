@@ -59,8 +59,9 @@ def test_it_runs_goes_on_where_it_stopped_and_its_result_is_complete(tiny_run, r
     whole = tiny_run(method, names=names, output="whole")
     check_complete(whole, recipe, names)
     turn = "law" if {"joint", "isolation"} & set(recipe.split(" + ")) else "数学"  # the one with most to lose
-    last = StopAt(row=len(names) - 1)
-    for stop in [last] if recipe == "base" else [StopAt(step=(turn, 3)), last]:
+    early = turn == "law" or len(names) > 2  # the step comes before the row
+    stops = [StopAt(step=(turn, 3)), StopAt(row=len(names) - 1)]
+    for stop in stops[1:] if recipe == "base" else stops if early else stops[::-1]:
         with pytest.raises(StopError):
             tiny_run(method, names=names, output="stopped", observer=stop)
     stopped = tiny_run(method, names=names, output="stopped")
