@@ -313,7 +313,7 @@ def synchronize() -> None:
 
 def settings_of(options: Any) -> CRMAConfig:
     """The adapters' settings, alike for all."""
-    return CRMAConfig(base_model_name=str(options.base), adapter_dim=options.rank, constraint_strength=0.95)
+    return CRMAConfig(base_model_name=str(options.base), adapter_dim=options.rank)
 
 
 def domain_names(count: int) -> list[str]:

@@ -88,7 +88,7 @@ def dual_weights(products: Products, margin: float = 0.0) -> Tensor:
     unit = gram / norms / norms[:, None]
     linear = with_own / norms + unit @ least
     # The ridge keeps parallel old gradients apart; min ½ uᵀ(LLᵀ)u + ⟨u, q⟩ is min ‖Lᵀu + L⁻¹q‖.
-    factor = np.linalg.cholesky(unit.cpu().numpy() + 1e-10 * np.eye(len(unit)))
+    factor = np.linalg.cholesky(unit.cpu().numpy() + 1e-13 * np.eye(len(unit)))
     above, _ = nnls(factor.T, np.linalg.solve(factor, -linear.cpu().numpy()), maxiter=100 * len(unit))
     return (torch.from_numpy(above).to(norms) + least) / norms
 
