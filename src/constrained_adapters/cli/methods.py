@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +13,7 @@ def methods(
     """List the methods; joined by '+' they combine, as in 'lora + replay + ewc'."""
     from constrained_adapters.recipes import ALIASES, RECIPES
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": row.name,
             "also": [alias for alias, name in ALIASES.items() if name == row.name],
