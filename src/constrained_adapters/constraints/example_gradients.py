@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from constrained_adapters.errors import TrainingError
-from constrained_adapters.memory.modes import evaluating
 from constrained_adapters.memory.reservoir import pad_rows
+from constrained_adapters.models.modes import evaluating
 
 Row = tuple[Tensor, Tensor]
 IGNORED = -100

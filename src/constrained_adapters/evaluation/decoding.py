@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from constrained_adapters.evaluation.likelihood import evaluating
+from constrained_adapters.models.modes import evaluating
 
 # Every setting that changes decoding is given: the model's own defaults would fill the gaps.
 GREEDY = {

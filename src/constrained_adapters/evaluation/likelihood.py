@@ -16,13 +16,13 @@ sequence in right-padded batches; the results are the same, without the sharing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from constrained_adapters.models.modes import evaluating
 from constrained_adapters.models.token_tree import (
     TokenSequence,
     TokenTree,
@@ -146,16 +146,3 @@ def _read_logits(logits: Tensor, wanted: list[tuple[int, int]]) -> tuple[list[fl
     rows, tokens = torch.tensor(wanted, device=logits.device).reshape(-1, 2).unbind(-1)
     nats = log_norms[rows] - logits[rows, tokens].float()
     return nats.tolist(), (likeliest[rows] == tokens).tolist()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode, and every module back to its own mode afterwards."""
-    # Module by module: a caller may have frozen some parts in eval mode while others train.
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

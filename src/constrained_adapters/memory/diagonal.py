@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from constrained_adapters.errors import ConfigError, TrainingError, WorkspaceError
-from constrained_adapters.memory.modes import evaluating
+from constrained_adapters.models.modes import evaluating
 
 FORMAT_VERSION = 1
 IGNORED = -100

@@ -35,7 +35,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from constrained_adapters.memory.modes import evaluating
 from constrained_adapters.memory.statistics import (
     DRAWN_EXAMPLES,
     SKETCH_ROWS,
@@ -43,6 +42,7 @@ from constrained_adapters.memory.statistics import (
     KFACAccumulator,
     Statistics,
 )
+from constrained_adapters.models.modes import evaluating
 
 __all__ = ["Accumulator", "Statistics", "gather_statistics"]
 

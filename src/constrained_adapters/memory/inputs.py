@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from constrained_adapters.memory.modes import evaluating
 from constrained_adapters.memory.statistics import WIDE, Covariance, add_rows
+from constrained_adapters.models.modes import evaluating
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from constrained_adapters.data.tokens import IGNORED
 from constrained_adapters.errors import ConfigError, ModelError
-from constrained_adapters.evaluation.likelihood import evaluating
+from constrained_adapters.models.modes import evaluating
 from constrained_adapters.objectives.base import WEIGHT, Teachers
 from constrained_adapters.objectives.label_logits import batch_tree, padded_label_logits, tree_label_logits
 from constrained_adapters.objectives.rows import LabelledRow, collate_labelled
