@@ -146,6 +146,8 @@ def test_debug_shows_where_the_unexpected_happened(capsys):
 
 
 SLOW_RUN = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 import sys, time, types
 run = types.ModuleType("constrained_adapters.training.run")
 def run_config(config, *, observer, fresh=False):
