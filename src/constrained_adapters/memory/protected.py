@@ -11,8 +11,8 @@ Axis letters: d width, k protected directions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from constrained_adapters.memory.kfac import BASE_DOMAIN, KFACMemory
 from constrained_adapters.memory.statistics import SKETCH_ROWS, WIDE, Covariance
 
 InputKind = Literal["sensitivity", "energy"]
+T = TypeVar("T")
 DOMAIN_LEAK = 0.5
 """What stays open of a finished domain, as a share of what stays open of the base's own text."""
 
@@ -43,7 +44,7 @@ def protected_share(kind: InputKind, domain: str, strength: float) -> float:
 
 
 class ProtectedSpace:
-    """The bases of a growing list of memories; what was computed for its beginning is used again.
+    """What a growing list of memories protects; what was computed for its beginning is used again.
 
     Args:
         kind: Which input factor counts.
@@ -51,10 +52,20 @@ class ProtectedSpace:
     """
 
     def __init__(self, kind: InputKind, strength: float) -> None:
+        def extended(basis: Tensor | None, factor: Factor, domain: str) -> Tensor:
+            return extend_basis(basis, factor, protected_share(kind, domain, strength))
+
         self.kind, self.strength = kind, strength
-        self._memories: list[KFACMemory] = []
-        self._bases: dict[str, Tensor] = {}
-        self._sums: dict[str, Covariance] = {}
+        self._bases = _Growing(kind, extended)
+        self._sums = _Growing(kind, _with_factor)
+
+    def bases(self, memories: Sequence[KFACMemory]) -> dict[str, Tensor]:
+        """One basis per adapted module, shape (d_in, k); modules that read one input share one tensor.
+
+        Args:
+            memories: Of the base and the finished domains, oldest first; the order matters little.
+        """
+        return self._bases.of(memories)
 
     def sums(self, memories: Sequence[KFACMemory]) -> dict[str, Covariance]:
         """Per adapted module the sum over the memories of its input's factor, each at trace one.
@@ -65,44 +76,40 @@ class ProtectedSpace:
         Returns:
             Matrices (d_in, d_in), above a width of 2048 sketches; modules that read one input share one.
         """
-        self.bases(memories)
-        return dict(self._sums)
+        return self._sums.of(memories)
 
-    def bases(self, memories: Sequence[KFACMemory]) -> dict[str, Tensor]:
-        """One basis per adapted module, shape (d_in, k); modules that read one input share one tensor.
 
-        Args:
-            memories: Of the base and the finished domains, oldest first; the order matters little.
-        """
+class _Growing(Generic[T]):
+    """A value per adapted module, made of one memory after another.
+
+    Args:
+        kind: Which input factor counts.
+        add: From the value so far, a memory's factor and its domain to the next value, a new object.
+    """
+
+    def __init__(self, kind: InputKind, add: Callable[[T | None, Factor, str], T]) -> None:
+        self._kind, self._add = kind, add
+        self._memories: list[KFACMemory] = []
+        self._values: dict[str, T] = {}
+
+    def of(self, memories: Sequence[KFACMemory]) -> dict[str, T]:
+        """The values for ``memories``; begun anew where those before were others."""
         known = len(self._memories)
         if [id(memory) for memory in memories[:known]] != [id(memory) for memory in self._memories]:
-            self._memories, self._bases, self._sums, known = [], {}, {}, 0
+            self._memories, self._values, known = [], {}, 0
         for memory in memories[known:]:
-            self._extend(memory)
-        return dict(self._bases)
+            self._take(memory)
+        return dict(self._values)
 
-    def _extend(self, memory: KFACMemory) -> None:
-        share = protected_share(self.kind, memory.domain, self.strength)
+    def _take(self, memory: KFACMemory) -> None:
         # Which modules share an input can differ between memories: it depends on what was adapted then.
-        extended: dict[tuple[int, str], Tensor] = {}
-        summed: dict[tuple[int, str], Covariance] = {}
+        made: dict[tuple[int, str], T] = {}
         for module, key in memory.groups.items():
-            factor, basis, total = (
-                memory.inputs[key][self.kind],
-                self._bases.get(module),
-                self._sums.get(module),
-            )
-            if (id(basis), key) not in extended:
-                extended[id(basis), key] = extend_basis(basis, factor, share)
-            if (id(total), key) not in summed:
-                summed[id(total), key] = _with_factor(total, factor)
-            self._bases[module], self._sums[module] = extended[id(basis), key], summed[id(total), key]
+            value = self._values.get(module)
+            if (id(value), key) not in made:
+                made[id(value), key] = self._add(value, memory.inputs[key][self._kind], memory.domain)
+            self._values[module] = made[id(value), key]
         self._memories.append(memory)
-
-
-def protected_bases(memories: Sequence[KFACMemory], kind: InputKind, strength: float) -> dict[str, Tensor]:
-    """The bases of :class:`ProtectedSpace`, made at once."""
-    return ProtectedSpace(kind, strength).bases(memories)
 
 
 def extend_basis(basis: Tensor | None, factor: Factor, share: float) -> Tensor:
@@ -133,7 +140,7 @@ def extend_basis(basis: Tensor | None, factor: Factor, share: float) -> Tensor:
     return joined.contiguous()
 
 
-def _with_factor(total: Covariance | None, factor: Factor) -> Covariance:
+def _with_factor(total: Covariance | None, factor: Factor, domain: str) -> Covariance:
     """``total`` and the factor at trace one, as a new object."""
     scale = 1.0 / max(factor.trace, 1e-30)
     if factor.width <= WIDE:

@@ -3,7 +3,7 @@
 from constrained_adapters.rehearsal.buffer import ReplayBuffer
 from constrained_adapters.rehearsal.generative import most_diverse, refine_answers, write_examples
 from constrained_adapters.rehearsal.golden import GoldenSet, write_golden_set
-from constrained_adapters.rehearsal.mix import Source, mix_rows, mix_sources
+from constrained_adapters.rehearsal.mix import Source, mix_sources
 from constrained_adapters.rehearsal.selection import Selection, order_rows, row_losses
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "ReplayBuffer",
     "Selection",
     "Source",
-    "mix_rows",
     "mix_sources",
     "most_diverse",
     "order_rows",

@@ -32,18 +32,6 @@ class Source:
     ratio: float
 
 
-def mix_rows(
-    new: Sequence[Tokens], old: Sequence[Tokens], *, num_rows: int, ratio: float, seed: int
-) -> TokenDataset:
-    """:func:`mix_sources` with one source.
-
-    >>> a, b = Tokens([1], [1]), Tokens([2], [2])
-    >>> [row["input_ids"][0] for row in mix_rows([a], [b], num_rows=8, ratio=0.25, seed=0)]
-    [1, 1, 1, 2, 1, 1, 1, 2]
-    """
-    return mix_sources(new, [Source("replay", old, ratio)], num_rows=num_rows, seed=seed)
-
-
 def mix_sources(
     new: Sequence[Tokens], sources: Sequence[Source], *, num_rows: int, seed: int
 ) -> TokenDataset:
@@ -62,6 +50,10 @@ def mix_sources(
 
     Raises:
         ConfigError: A ratio is out of range, the ratios exceed 1, or a source has no rows.
+
+    >>> a, replay = Tokens([1], [1]), Source("replay", [Tokens([2], [2])], 0.25)
+    >>> [row["input_ids"][0] for row in mix_sources([a], [replay], num_rows=8, seed=0)]
+    [1, 1, 1, 2, 1, 1, 1, 2]
     """
     _check(sources)
     shares = [Fraction(str(source.ratio)) for source in sources]

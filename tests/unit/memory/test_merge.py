@@ -11,7 +11,7 @@ from constrained_adapters.errors import ModelError
 from constrained_adapters.memory.gather import Statistics
 from constrained_adapters.memory.kfac import KFACMemory
 from constrained_adapters.memory.merge import merge_memories
-from constrained_adapters.memory.protected import protected_bases
+from constrained_adapters.memory.protected import ProtectedSpace
 
 WIDTHS = {"q": 48, "o": 40}
 SHAPES = {"q": (40, "q"), "v": (16, "q"), "o": (48, "o")}
@@ -101,7 +101,7 @@ def test_its_size_does_not_grow_and_it_serves_as_a_single_one(tmp_path):
     found = KFACMemory.load(path)
     assert max(sizes) < 1.05 * min(sizes) and found.num_domains == 9
     assert found.predicted_increase_nats(deltas(0)) == merged.predicted_increase_nats(deltas(0))
-    assert protected_bases([found], "sensitivity", 0.5)["q"].shape[0] == 48
+    assert ProtectedSpace("sensitivity", 0.5).bases([found])["q"].shape[0] == 48
 
 
 def test_neither_kind_takes_the_other_s_directions():

@@ -14,7 +14,6 @@ from constrained_adapters.memory.kfac import BASE_DOMAIN, KFACMemory
 from constrained_adapters.memory.protected import (
     ProtectedSpace,
     extend_basis,
-    protected_bases,
     protected_share,
 )
 
@@ -111,7 +110,7 @@ def memory(groups: dict[str, str], inputs: dict[str, Factor]) -> KFACMemory:
 def test_modules_with_one_input_share_one_tensor_and_others_do_not():
     groups = {"q": "q", "v": "q", "o": "o"}
     memories = [memory(groups, {"q": factor(12, 3, i), "o": factor(8, 3, 50 + i)}) for i in range(3)]
-    bases = protected_bases(memories, "energy", 0.9)
+    bases = ProtectedSpace("energy", 0.9).bases(memories)
     assert list(bases) == ["q", "v", "o"]
     assert bases["q"] is bases["v"] and bases["o"].shape[0] == 8
     expected = extended([kept.inputs["q"]["energy"] for kept in memories], 0.9)
@@ -122,7 +121,7 @@ def test_a_domain_stays_protected_where_a_later_memory_groups_its_modules_otherw
     """With q and v adapted they share a key; where v alone was adapted, v is its own."""
     alone, together = factor(12, 2, 1), factor(12, 2, 2)
     memories = [memory({"v": "v"}, {"v": alone}), memory({"q": "q", "v": "q"}, {"q": together})]
-    bases = protected_bases(memories, "sensitivity", 0.9)
+    bases = ProtectedSpace("sensitivity", 0.9).bases(memories)
     assert held(bases["v"], alone) >= 0.9 - ROUNDING
     assert held(bases["v"], together) >= 0.9 - ROUNDING
     assert held(bases["q"], together) >= 0.9 - ROUNDING
@@ -130,7 +129,7 @@ def test_a_domain_stays_protected_where_a_later_memory_groups_its_modules_otherw
 
 
 def test_without_memories_there_is_nothing_to_protect():
-    assert protected_bases([], "energy", 0.9) == {}
+    assert ProtectedSpace("energy", 0.9).bases([]) == {}
 
 
 @steady
@@ -162,7 +161,7 @@ def test_a_space_that_grows_equals_the_one_made_at_once(count, strength, seed, s
     space = ProtectedSpace("sensitivity", strength)
     for known in sorted({*(stop for stop in stops if stop < count), count}):
         found = space.bases(memories[:known])
-        expected = protected_bases(memories[:known], "sensitivity", strength)
+        expected = ProtectedSpace("sensitivity", strength).bases(memories[:known])
         assert list(found) == list(expected)
         assert all(torch.equal(found[name], basis) for name, basis in expected.items())
     for index, kept in enumerate(memories):
@@ -186,8 +185,8 @@ def test_what_was_computed_for_the_beginning_is_used_again_and_another_beginning
     space.bases(memories)
     assert len(calls) == made + 2  # q and v share one input, o has the other
     swapped = space.bases([memories[1], memories[0]])
-    expected = protected_bases([memories[1], memories[0]], "energy", 0.9)
+    expected = ProtectedSpace("energy", 0.9).bases([memories[1], memories[0]])
     assert all(torch.equal(swapped[name], basis) for name, basis in expected.items())
     fewer = space.bases([memories[1]])
-    expected = protected_bases([memories[1]], "energy", 0.9)
+    expected = ProtectedSpace("energy", 0.9).bases([memories[1]])
     assert all(torch.equal(fewer[name], basis) for name, basis in expected.items())

@@ -7,12 +7,12 @@ import torch
 
 from constrained_adapters.adapters.lora import adapter_pairs, delta_weight
 from constrained_adapters.memory.merge import merge_memories
-from constrained_adapters.memory.protected import protected_bases
+from constrained_adapters.memory.protected import ProtectedSpace
 
 
 def largest_inside(model, name: str, *memories) -> float:
     """The largest share of a row of A that lies in what the memories protect."""
-    bases = protected_bases(memories, "sensitivity", model.crma_config.constraint_strength)
+    bases = ProtectedSpace("sensitivity", model.crma_config.constraint_strength).bases(memories)
     shares = []
     for pair in adapter_pairs(model, name):
         assert bases[pair.module].shape[1] > 0

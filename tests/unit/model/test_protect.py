@@ -24,7 +24,7 @@ from constrained_adapters.errors import (
     WorkspaceError,
 )
 from constrained_adapters.memory.kfac import KFACMemory
-from constrained_adapters.memory.protected import protected_bases
+from constrained_adapters.memory.protected import ProtectedSpace
 from constrained_adapters.models.fingerprint import fingerprint_model
 
 LAYERS = ["q_proj", "v_proj"]
@@ -57,7 +57,7 @@ def shield(request):
 
 
 def bases_of(handle, strength=0.8):
-    return protected_bases([handle.base_memory], "sensitivity", strength)
+    return ProtectedSpace("sensitivity", strength).bases([handle.base_memory])
 
 
 def largest_inside(model, handle) -> float:
@@ -244,7 +244,7 @@ def test_a_memory_of_a_finished_domain_binds_too_and_the_base_s_own_is_not_made_
     assert handle.facts()["closed_ratio"] > first.facts()["closed_ratio"]
     assert handle.base_memory.to_bytes() == first.base_memory.to_bytes()
     loop(model, rows(0))
-    bases = protected_bases([handle.base_memory, law], "sensitivity", 0.8)
+    bases = ProtectedSpace("sensitivity", 0.8).bases([handle.base_memory, law])
     for pair in adapter_pairs(model, "default"):
         assert float((pair.a.detach() @ bases[pair.module]).norm()) < 1e-4
 

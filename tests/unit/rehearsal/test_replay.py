@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 
 from constrained_adapters.data.tokens import Tokens
 from constrained_adapters.errors import ConfigError, WorkspaceError
-from constrained_adapters.rehearsal import ReplayBuffer, Source, mix_rows, mix_sources
+from constrained_adapters.rehearsal import ReplayBuffer, Source, mix_sources
 
 
 def rows(domain: int, count: int) -> list[Tokens]:
@@ -55,12 +55,12 @@ def test_it_comes_back_from_its_file(tmp_path):
 def test_the_share_of_old_rows_is_exact_over_the_run_and_level_over_the_batches(percent, batch, steps, seed):
     old, new = rows(0, 7), rows(1, 11)
     ratio = percent / 100
-    mixed = mix_rows(new, old, num_rows=steps * batch, ratio=ratio, seed=seed)
+    mixed = mix_sources(new, [Source("replay", old, ratio)], num_rows=steps * batch, seed=seed)
     is_old = [row["input_ids"][0] == 0 for row in mixed]
     assert sum(is_old) == int(Fraction(percent, 100) * steps * batch)
     for start in range(0, len(is_old), batch):
         assert abs(sum(is_old[start : start + batch]) - ratio * batch) < 1
-    again = mix_rows(new, old, num_rows=steps * batch, ratio=ratio, seed=seed)
+    again = mix_sources(new, [Source("replay", old, ratio)], num_rows=steps * batch, seed=seed)
     assert again.tokens == mixed.tokens
     taken = Counter(row["input_ids"][1] for row in mixed if row["input_ids"][0] == 1)
     assert not taken or max(taken.values()) - min(taken[i] for i in range(11)) <= 1
@@ -151,5 +151,5 @@ def test_a_file_of_an_earlier_version_is_read(tmp_path):
 def test_the_global_random_state_is_left_alone():
     state = torch.random.get_rng_state()
     ReplayBuffer(3).with_domain("a", rows(0, 9), seed=0)
-    mix_rows(rows(1, 3), rows(0, 3), num_rows=9, ratio=0.5, seed=0)
+    mix_sources(rows(1, 3), [Source("replay", rows(0, 3), 0.5)], num_rows=9, seed=0)
     assert torch.equal(torch.random.get_rng_state(), state)
