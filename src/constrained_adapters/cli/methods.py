@@ -8,7 +8,7 @@ import typer
 
 
 def methods(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> None:
     """List the methods; joined by '+' they combine, as in 'lora + replay + ewc'."""
     from constrained_adapters.recipes import ALIASES, RECIPES
@@ -31,28 +31,28 @@ def methods(
 
         typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
         return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_lines=True)
-    table.add_column("method", no_wrap=True)
-    for heading in (
-        "what it does",
-        "cost per step",
-        "cost per domain",
-        "kept per domain",
-        "old data",
-        "paper",
-    ):
-        table.add_column(heading, overflow="fold")
     for row in rows:
-        names = "\n".join([str(row["name"]), *(f"({alias})" for alias in row["also"])])
-        old = "kept" if row["keeps_old_data"] else "not kept"
-        words = [str(row[key]) for key in ("summary", "step", "domain", "kept")]
-        table.add_row(names, *words, old, str(row["paper"]))
-    Console(markup=False, highlight=False).print(table)
+        _print_row(row)
     typer.echo(
-        "cost and memory: beside plain training, and beside the trained weights themselves\n"
-        "crma run FILE --method 'lora + replay + ewc' runs a combination"
+        "Cost and memory: beside plain training, and beside the trained weights themselves.\n"
+        "crma run FILE --method 'lora + replay + ewc' runs a combination."
     )
+
+
+def _print_row(row: dict[str, Any]) -> None:
+    import shutil
+    import textwrap
+
+    also = "".join(f" ({alias})" for alias in row["also"])
+    old = ", old data kept" if row["keeps_old_data"] else ""
+    costs = [f"{word} {row[key]}" for key, word in _COSTS.items() if row[key] != "none"]
+    typer.secho(f"{row['name']}{also}", bold=True, nl=False)
+    typer.echo(old)
+    width = min(shutil.get_terminal_size().columns, 110)
+    for line in (row["summary"], "; ".join(costs), row["paper"]):
+        if line != "-":
+            typer.echo(textwrap.fill(line, width, initial_indent="    ", subsequent_indent="    "))
+    typer.echo()
+
+
+_COSTS = {"step": "a step:", "domain": "a domain's end:", "kept": "kept of a domain:"}

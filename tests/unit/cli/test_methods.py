@@ -23,7 +23,7 @@ def test_methods_lists_every_row_with_what_it_costs(crma):
         assert row["also"] == [alias for alias, named in ALIASES.items() if named == name]
 
 
-def test_the_table_names_every_row(crma):
+def test_the_list_names_every_row(crma):
     shown = crma("methods").stdout
     for name in [*RECIPES, *ALIASES]:
         assert name in shown
