@@ -15,8 +15,9 @@ from constrained_adapters.adapters.acting import ActingAdapters
 from constrained_adapters.adapters.lora import lora_config, lora_layers, start_small
 from constrained_adapters.config import Auto, CRMAConfig, check_domain_name
 from constrained_adapters.errors import AdapterStateError, ConfigError, ModelError, UnknownNameError
+from constrained_adapters.memory.probe import Rows
 from constrained_adapters.memory.reservoir import Reservoir
-from constrained_adapters.model.auto import Chosen, Rows
+from constrained_adapters.model.auto import Chosen
 from constrained_adapters.model.passes import AdapterPasses, AdapterState
 from constrained_adapters.models.targets import resolve_targets
 

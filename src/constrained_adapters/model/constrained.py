@@ -21,10 +21,11 @@ from constrained_adapters.memory.base_text import write_base_text
 from constrained_adapters.memory.inputs import input_covariances
 from constrained_adapters.memory.kfac import BASE_DOMAIN, KFACMemory
 from constrained_adapters.memory.measure import measure_memory
+from constrained_adapters.memory.probe import Rows, probe_gradients
 from constrained_adapters.memory.protected import ProtectedSpace
 from constrained_adapters.memory.reservoir import num_memory_examples, pad_rows, sample_rows
 from constrained_adapters.model.adapter_set import AdapterSet
-from constrained_adapters.model.auto import PROBE_ROWS, Chosen, Rows, choose, probe_gradients
+from constrained_adapters.model.auto import PROBE_ROWS, Chosen, choose
 from constrained_adapters.model.binding import check_base, make_constraint, protected_space
 from constrained_adapters.model.start import start_in_open_inputs
 from constrained_adapters.models.fingerprint import fingerprint_model

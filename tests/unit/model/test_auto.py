@@ -15,18 +15,16 @@ from constrained_adapters.config import STRICTEST_AUTO, CRMAConfig, MethodConfig
 from constrained_adapters.constraints import SUBSPACE_TYPES
 from constrained_adapters.errors import AdapterStateError, ConfigError, TrainingError
 from constrained_adapters.memory.factors import Factor
+from constrained_adapters.memory.probe import ProbeGradients, closed_share, probe_gradients
 from constrained_adapters.memory.protected import extend_basis
 from constrained_adapters.model.auto import (
     AUTO_RANKS,
     AUTO_STRENGTHS,
     LEAST_OPEN_SHARE,
-    ProbeGradients,
     choose,
     choose_rank,
     choose_strength,
-    closed_share,
     open_spectrum,
-    probe_gradients,
 )
 
 LAYERS = ("q_proj", "v_proj", "o_proj")

@@ -1,0 +1,199 @@
+"""How well does `crma diagnose` rank the forgetting that sequential LoRA really shows?
+
+Run:   python benchmarks/diagnosis.py --minutes 10     (the same command goes on until all pairs are there)
+       python benchmarks/diagnosis.py --predict        (then: each pair's diagnosis, and the correlations)
+Makes: <work>/pairs.jsonl, one line a pair, appended whole; benchmarks/results/diagnosis-<date>.json
+
+Each packaged domain is learnt once by a LoRA from the base; from each of these, every other domain is learnt
+by a second LoRA on top (recipe `lora`). Forgetting is the rise of the first domain's loss on its validation
+items over the training of the second, nats per answer token. No figure of a pair's training reaches its
+diagnosis.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from transformers import set_seed
+
+from constrained_adapters.config import AdapterConfig, BaseConfig, MethodConfig, TrainingConfig
+from constrained_adapters.data.packaged import load_packaged
+from constrained_adapters.data.tokens import TokenDataset
+from constrained_adapters.evaluation.scores import ExampleScore, score_examples
+from constrained_adapters.model import CRMAModel
+from constrained_adapters.models.load import load_base
+from constrained_adapters.recipes import model_config
+from constrained_adapters.training.domain import train_domain
+from constrained_adapters.training.observer import SilentObserver
+
+ROOT = Path(__file__).parent
+DOMAINS = ("law", "medicine", "programming", "finance", "history", "chinese")
+Record = dict[str, Any]
+
+
+def main() -> None:
+    """Measure what time allows, or predict."""
+    options = read_options()
+    options.work.mkdir(parents=True, exist_ok=True)
+    fix_settings(options)
+    end = time.monotonic() + 60 * options.minutes
+    for first, second in missing_pairs(options):
+        if time.monotonic() > end:
+            break
+        begun = time.monotonic()
+        record = measure_pair(options, first, second)
+        append(options.work / "pairs.jsonl", record)
+        before, after = record["before"]["loss"], record["after"]["loss"]
+        seconds = time.monotonic() - begun
+        print(f"{first} → {second}: {before:.3f} → {after:.3f} nats ({seconds:.0f} s)", flush=True)
+    left = len(list(missing_pairs(options)))
+    print(f"{left} of {len(DOMAINS) * (len(DOMAINS) - 1)} pairs are left")
+
+
+def read_options() -> Any:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Predicted risk against measured forgetting.")
+    parser.add_argument("--minutes", type=float, default=10.0, help="begin no further pair after that time")
+    parser.add_argument("--base", default="embedded")
+    parser.add_argument("--steps", type=int, default=16, help="of 8 rows, for each domain")
+    parser.add_argument("--tokens", type=int, default=48, help="longest row")
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--items", type=int, default=24, help="validation items of the first domain")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=Path("runs/diagnosis"))
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    return parser.parse_args()
+
+
+# ---- what sequential LoRA forgets
+
+
+def missing_pairs(options: Any) -> Iterator[tuple[str, str]]:
+    """Pairs that are not measured yet, in an order in which the first domains take turns."""
+    there = {(each["first"], each["second"]) for each in read_pairs(options.work / "pairs.jsonl")}
+    for shift in range(1, len(DOMAINS)):
+        for position, first in enumerate(DOMAINS):
+            second = DOMAINS[(position + shift) % len(DOMAINS)]
+            if (first, second) not in there:
+                yield first, second
+
+
+def measure_pair(options: Any, first: str, second: str) -> Record:
+    """Train the second domain on top of the first; score the first before and after."""
+    model = fresh_model(options)
+    home = options.work / first
+    if not (home / "learnt.json").is_file():
+        train(options, model, first, number=1)
+        model.freeze_adapter(first)
+        model.save_adapter(home, first)
+        write(home / "learnt.json", score(options, model, first))
+    else:
+        model.load_adapter(home, first)
+    before = json.loads((home / "learnt.json").read_text(encoding="utf-8"))
+    begun = time.monotonic()
+    losses = train(options, model, second, number=2, on_top_of=[first])
+    return {
+        "first": first,
+        "second": second,
+        "before": before,
+        "after": score(options, model, first),
+        "training_loss": {"first_step": losses[0], "last_step": losses[-1]},
+        "seconds": time.monotonic() - begun,
+    }
+
+
+def fresh_model(options: Any) -> CRMAModel:
+    """The base, with the settings of recipe ``lora``."""
+    base = BaseConfig(model=options.base)
+    config = model_config(MethodConfig(recipe="lora"), base, AdapterConfig())
+    return CRMAModel.from_base(load_base(base), config)
+
+
+def train(
+    options: Any, model: CRMAModel, domain: str, *, number: int, on_top_of: list[str] | None = None
+) -> list[float]:
+    """Train a new adapter, as ``crma run`` does; its losses by step."""
+    settings = TrainingConfig(
+        steps=options.steps, batch_size=8, max_length_tokens=options.tokens, checkpoint_every_steps=10_000
+    )
+    rows = TokenDataset.from_examples(load_packaged(domain)["train"], model.tokenizer, options.tokens)
+    set_seed(options.seed * 1000 + number)
+    model.create_adapter(domain, domain_id=number)
+    model.set_active_adapters([*(on_top_of or []), domain])
+    with tempfile.TemporaryDirectory() as folder:
+        record = train_domain(
+            model,
+            model.tokenizer,
+            rows,
+            settings,
+            method="lora",
+            domain=domain,
+            learning_rate=options.rate,
+            seed=options.seed * 1000 + number,
+            folder=Path(folder),
+            observer=SilentObserver(),
+        )
+    return record.curves["loss"][1]
+
+
+def score(options: Any, model: CRMAModel, domain: str) -> Record:
+    """Loss and choices on the validation items of a domain, item by item."""
+    examples = load_packaged(domain)["validation"][: options.items]
+    scores: list[ExampleScore] = score_examples(
+        model, model.tokenizer, examples, batch_size=8, max_length=options.tokens
+    )
+    tokens = sum(each.num_tokens for each in scores)
+    return {
+        "loss": sum(each.loss_nats * each.num_tokens for each in scores) / tokens,
+        "choice_accuracy": sum(bool(each.choice_correct) for each in scores) / len(scores),
+        "item_nats": [round(each.loss_nats * each.num_tokens, 5) for each in scores],
+        "item_tokens": [each.num_tokens for each in scores],
+        "item_right": [int(bool(each.choice_correct)) for each in scores],
+    }
+
+
+# ---- what lies on disk
+
+
+def fix_settings(options: Any) -> None:
+    """Refuse a folder that holds pairs of other settings."""
+    settings = {key: getattr(options, key) for key in ("base", "steps", "tokens", "rate", "items", "seed")}
+    path = options.work / "settings.json"
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != settings:
+        sys.exit(f"{options.work} holds pairs of other settings: choose another --work")
+    write(path, settings)
+
+
+def read_pairs(path: Path) -> list[Record]:
+    """The pairs so far."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+
+
+def append(path: Path, record: Record) -> None:
+    """One whole line at the end."""
+    with path.open("ab") as file:
+        file.write((json.dumps(record) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write(path: Path, record: Record) -> None:
+    """A file that is there whole or not at all."""
+    path.with_suffix(".part").write_text(json.dumps(record), encoding="utf-8")
+    path.with_suffix(".part").replace(path)
+
+
+if __name__ == "__main__":
+    main()
