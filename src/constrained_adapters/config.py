@@ -13,14 +13,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
     model_validator,
 )
 
+from constrained_adapters.setting_base import Settings
 from constrained_adapters.setting_errors import config_error
 
 ConstraintType = Literal["fisher", "diagonal", "gem", "agem", "orthogonal", "none"]
@@ -88,14 +87,6 @@ def check_name(name: str, kind: str = "method") -> str:
 DomainName = Annotated[str, AfterValidator(check_domain_name)]
 
 
-class Settings(BaseModel):
-    """Base of all settings: unknown keys are errors, values are checked again when assigned."""
-
-    model_config = ConfigDict(
-        extra="forbid", validate_assignment=True, validate_default=True, allow_inf_nan=False
-    )
-
-
 class CRMAConfig(Settings):
     """Settings of the CRMA adapters of one base model.
 
@@ -136,7 +127,7 @@ class CRMAConfig(Settings):
     penalty_weight: Weight = PENALTY_WEIGHT
     gradient_memory_size: int = Field(default=1000, ge=1)
     residual_scaling: float = Field(default=0.2, gt=0.0)
-    domain_specific_layers: list[str] | Literal["auto"] = ["q_proj", "v_proj", "o_proj"]
+    domain_specific_layers: list[str] | Literal["auto"] = Field(default=["q_proj", "v_proj", "o_proj"])
     use_gradient_constraint: bool = True
     constraint_type: ConstraintType = "fisher"
     protect_base: bool = True
