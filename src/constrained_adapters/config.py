@@ -355,7 +355,7 @@ class RunConfig(Settings):
     title: str = "constrained-adapters run"
     output: Path = Path("crma-run")
     seed: int = Field(default=0, ge=0)
-    private: bool = False
+    private: bool | Literal["encrypted"] = False
     base: BaseConfig = Field(default_factory=BaseConfig)
     adapter: AdapterConfig = Field(default_factory=AdapterConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)

@@ -88,7 +88,9 @@ def check_methods(config: RunConfig) -> None:
     Raises:
         UnknownNameError: No such recipe.
         ConfigError: Recipes that do not go together, a setting without effect, a replay buffer smaller than
-            a batch, more mixed in than there is room for, or weights of a quantised base to be trained.
+            a batch, more mixed in than there is room for, weights of a quantised base to be trained, or
+            examples to be encrypted without a key.
+        MissingExtraError: Examples are to be encrypted, without the package for it.
     """
     for method in config.methods:
         recipe = find_recipe(method)
@@ -137,12 +139,16 @@ def _check_ratios(method: MethodConfig, recipe: Answers) -> None:
 
 
 def _check_privacy(method: MethodConfig, recipe: Answers, config: RunConfig) -> None:
+    if config.private == "encrypted" and (recipe.keeps_examples or "generated" in recipe.rehearsals):
+        from constrained_adapters.rehearsal.kept_file import cipher  # brings torch
+
+        cipher()
     by_model = method.replay_selection == "highest_loss" or "generated" in recipe.rehearsals
-    if config.private and by_model and recipe.trained in WEIGHTS | {"singular_vectors"}:
+    if config.private is True and by_model and recipe.trained in WEIGHTS | {"singular_vectors"}:
         raise ConfigError(
             "a run that was stopped could not find its examples again: the weights that chose them are gone",
             got=f"methods: {method.name}: private = true, {recipe.name} with weights that are trained on",
-            expected="replay_selection: reservoir or diverse, or adapters in the place of the weights",
+            expected="private: encrypted; or replay_selection: reservoir or diverse; or adapters for the weights",
         )
 
 

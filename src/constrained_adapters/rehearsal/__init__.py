@@ -3,11 +3,14 @@
 from constrained_adapters.rehearsal.buffer import ReplayBuffer
 from constrained_adapters.rehearsal.generative import most_diverse, refine_answers, write_examples
 from constrained_adapters.rehearsal.golden import GoldenSet, write_golden_set
+from constrained_adapters.rehearsal.kept_file import KeptFile, Privacy
 from constrained_adapters.rehearsal.mix import Source, mix_sources
 from constrained_adapters.rehearsal.selection import Selection, order_rows, row_losses
 
 __all__ = [
     "GoldenSet",
+    "KeptFile",
+    "Privacy",
     "ReplayBuffer",
     "Selection",
     "Source",

@@ -10,17 +10,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from constrained_adapters.data.tokens import Tokens
 from constrained_adapters.errors import ConfigError, WorkspaceError
 from constrained_adapters.rehearsal.selection import Selection, order_rows
-from constrained_adapters.workspace import atomic_write_bytes
 
 FORMAT_VERSION = 1
 
@@ -102,13 +99,6 @@ class ReplayBuffer:
         }
         return replace(self, rows=shares)
 
-    def save(self, path: Path, *, private: bool) -> None:
-        """Write the file; or, where nothing of the data may reach the disk, see that there is none."""
-        if private:
-            path.unlink(missing_ok=True)
-        else:
-            atomic_write_bytes(path, self.to_bytes())
-
     def to_bytes(self) -> bytes:
         """The buffer as one safetensors file: token ids and labels, never text."""
         rows = self.all_rows
@@ -127,18 +117,22 @@ class ReplayBuffer:
         return save(tensors, metadata={"constrained_adapters": json.dumps(facts)})
 
     @classmethod
-    def load(cls, path: Path) -> ReplayBuffer:
-        """Read what :meth:`to_bytes` wrote.
+    def from_bytes(cls, content: bytes, *, where: str) -> ReplayBuffer:
+        """Read what :meth:`to_bytes` gave.
+
+        Args:
+            content: The whole file.
+            where: Its path, for the error.
 
         Raises:
-            WorkspaceError: The file is damaged or is no replay buffer of this version.
+            WorkspaceError: It is damaged or is no replay buffer of this version.
         """
         try:
-            with safe_open(path, "pt") as file:
-                facts = json.loads(file.metadata()["constrained_adapters"])
-                assert facts["format_version"] == FORMAT_VERSION, facts["format_version"]
-                lengths = file.get_tensor("lengths_tokens").tolist()
-                ids, labels = (file.get_tensor(name).split(lengths) for name in ("input_ids", "labels"))
+            tensors, length = load(content), int.from_bytes(content[:8], "little")
+            facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["constrained_adapters"])
+            assert facts["format_version"] == FORMAT_VERSION, facts["format_version"]
+            lengths = tensors["lengths_tokens"].tolist()
+            ids, labels = (tensors[name].split(lengths) for name in ("input_ids", "labels"))
             tokens = iter([Tokens(i.tolist(), la.tolist()) for i, la in zip(ids, labels, strict=True)])
             rows = {name: tuple(next(tokens) for _ in range(n)) for name, n in facts["num_rows"].items()}
             return cls(
@@ -150,7 +144,7 @@ class ReplayBuffer:
         except Exception as error:
             raise WorkspaceError(
                 "the replay buffer cannot be read",
-                got=f"{path}: {type(error).__name__}: {error}",
+                got=f"{where}: {type(error).__name__}: {error}",
                 hint="begin anew with --fresh",
             ) from None
 

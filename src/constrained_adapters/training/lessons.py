@@ -22,7 +22,14 @@ from constrained_adapters.recipes import (
     mixed_ratios,
 )
 from constrained_adapters.recipes.recipe import Rehearsal
-from constrained_adapters.rehearsal import ReplayBuffer, Source, mix_sources, row_losses, write_golden_set
+from constrained_adapters.rehearsal import (
+    KeptFile,
+    ReplayBuffer,
+    Source,
+    mix_sources,
+    row_losses,
+    write_golden_set,
+)
 from constrained_adapters.training.written import WrittenExamples
 
 BUFFER_FILE = "replay_buffer.safetensors"
@@ -74,8 +81,9 @@ class Lessons:
 
     def __init__(self, prepared: Prepared, config: RunConfig, method: MethodConfig, folder: Path) -> None:
         self._prepared, self._config, self._settings = prepared, config, config.training
-        self._method, self._recipe, self._path = method, find_recipe(method), folder / BUFFER_FILE
-        self._golden_path = folder / GOLDEN_FILE
+        self._method, self._recipe = method, find_recipe(method)
+        self._file = KeptFile(folder / BUFFER_FILE, private=config.private)
+        self._golden_file = KeptFile(folder / GOLDEN_FILE, private=False)
         self._read: ReplayBuffer | None = None
         self._written = WrittenExamples(
             folder / WRITTEN_FILE,
@@ -108,27 +116,26 @@ class Lessons:
         """
         if "golden_set" not in self._recipe.rehearsals or self._golden:
             return
-        if not self._golden_path.is_file():
+        golden = self._golden_file.read()
+        if golden is None:
             tell("the base writes facts, reasoning and language that it is to keep")
             made = write_golden_set(untouched(), self._prepared.tokenizer, seed=self._config.seed)
             rows = {kind: tuple(rows) for kind, rows in made.rows.items()}
             kept, written = (int(made.facts[name]) for name in ("golden_kept", "golden_written"))
             tell(f"the base is sure of {kept} of {written}: they are kept")
-            ReplayBuffer(max(sum(map(len, rows.values())), 1), rows).save(self._golden_path, private=False)
-        self._golden = ReplayBuffer.load(self._golden_path).all_rows
+            golden = ReplayBuffer(max(sum(map(len, rows.values())), 1), rows)
+            self._golden_file.write(golden)
+        self._golden = golden.all_rows
 
     @property
     def _buffer(self) -> ReplayBuffer:
         if self._read is None:
-            private = self._config.private
-            self._read = (
-                ReplayBuffer.load(self._path)
-                if self._path.is_file() and not private
-                else ReplayBuffer(
-                    self._method.replay_capacity or REPLAY_CAPACITY,
-                    capacity_bytes=self._method.replay_capacity_bytes,
-                    selection=self._method.replay_selection or "reservoir",
-                )
+            self._read = self._file.read()
+        if self._read is None:
+            self._read = ReplayBuffer(
+                self._method.replay_capacity or REPLAY_CAPACITY,
+                capacity_bytes=self._method.replay_capacity_bytes,
+                selection=self._method.replay_selection or "reservoir",
             )
         return self._read
 
@@ -202,7 +209,7 @@ class Lessons:
         rows = self.tokens(domain.train).tokens
         losses = row_losses(learnt(), rows) if self._buffer.selection == "highest_loss" else None
         self._read = self._buffer.with_domain(domain.name, rows, seed=seed, losses=losses)
-        self._read.save(self._path, private=self._config.private)
+        self._file.write(self._read)
 
 
 def num_steps(settings: TrainingConfig, num_rows: int) -> int:

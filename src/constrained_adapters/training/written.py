@@ -9,7 +9,14 @@ from typing import Any, final
 from transformers import PreTrainedTokenizerBase
 
 from constrained_adapters.data.tokens import Tokens
-from constrained_adapters.rehearsal import ReplayBuffer, most_diverse, refine_answers, write_examples
+from constrained_adapters.rehearsal import (
+    KeptFile,
+    Privacy,
+    ReplayBuffer,
+    most_diverse,
+    refine_answers,
+    write_examples,
+)
 
 WRITTEN_PER_KEPT = 2
 """Rows that are written for each that is kept: the most diverse of them are."""
@@ -24,7 +31,7 @@ class WrittenExamples:
         tokenizer: The model's.
         num_examples: That are kept of each domain.
         max_length_tokens: Longest row.
-        private: Keep no file: they may say what the data said.
+        private: Whether and how the file is kept: they may say what the data said.
     """
 
     def __init__(
@@ -34,17 +41,17 @@ class WrittenExamples:
         *,
         num_examples: int,
         max_length_tokens: int,
-        private: bool,
+        private: Privacy,
     ) -> None:
-        self._path, self._tokenizer, self._private = path, tokenizer, private
+        self._file, self._tokenizer = KeptFile(path, private=private), tokenizer
         self._num_examples, self._max_length = num_examples, max_length_tokens
         self._read: ReplayBuffer | None = None
 
     @property
     def _rows(self) -> dict[str, tuple[Tokens, ...]]:
         if self._read is None:
-            there = self._path.is_file() and not self._private
-            self._read = ReplayBuffer.load(self._path) if there else ReplayBuffer(1)
+            found = self._file.read()
+            self._read = ReplayBuffer(1) if found is None else found
         return self._read.rows
 
     @property
@@ -80,7 +87,7 @@ class WrittenExamples:
         }
         rows[domain] = tuple(most_diverse(written, self._num_examples))
         self._read = ReplayBuffer(max(sum(map(len, rows.values())), 1), rows)
-        self._read.save(self._path, private=self._private)
+        self._file.write(self._read)
 
     def _answered_anew(self, model: Any, rows: Sequence[Tokens]) -> tuple[Tokens, ...]:
         return tuple(refine_answers(model, self._tokenizer, rows, max_length_tokens=self._max_length))

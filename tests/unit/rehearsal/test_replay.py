@@ -8,13 +8,15 @@ from fractions import Fraction
 
 import pytest
 import torch
+from cryptography.fernet import Fernet
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from constrained_adapters.data.tokens import Tokens
 from constrained_adapters.errors import ConfigError, WorkspaceError
-from constrained_adapters.rehearsal import ReplayBuffer, Source, mix_sources
+from constrained_adapters.rehearsal import KeptFile, ReplayBuffer, Source, mix_sources
+from constrained_adapters.rehearsal.kept_file import KEY_VARIABLE
 
 
 def rows(domain: int, count: int) -> list[Tokens]:
@@ -45,10 +47,10 @@ def test_it_comes_back_from_its_file(tmp_path):
     buffer = ReplayBuffer(7).with_domain("数学", rows(0, 9), seed=0).with_domain("b", rows(1, 9), seed=1)
     path = tmp_path / "buffer"
     path.write_bytes(buffer.to_bytes())
-    assert ReplayBuffer.load(path) == buffer
+    assert KeptFile(path, private=False).read() == buffer
     path.write_bytes(buffer.to_bytes()[:-3])
     with pytest.raises(WorkspaceError, match="replay buffer cannot be read"):
-        ReplayBuffer.load(path)
+        KeptFile(path, private=False).read()
 
 
 @given(percent=st.integers(1, 99), batch=st.integers(1, 9), steps=st.integers(1, 30), seed=st.integers(0, 99))
@@ -126,11 +128,37 @@ def test_bytes_bound_the_buffer_too():
 def test_a_private_buffer_leaves_no_file(tmp_path):
     path = tmp_path / "buffer"
     buffer = ReplayBuffer(5).with_domain("a", rows(0, 9), seed=0)
-    buffer.save(path, private=False)
-    assert ReplayBuffer.load(path) == buffer
-    buffer.save(path, private=True)
+    KeptFile(path, private=False).write(buffer)
+    private = KeptFile(path, private=True)
+    assert private.read() is None and KeptFile(path, private=False).read() == buffer
+    private.write(buffer)
     assert not path.exists()
-    buffer.save(path, private=True)
+    private.write(buffer)
+
+
+def test_an_encrypted_buffer_says_nothing_without_its_key(tmp_path, monkeypatch):
+    file = KeptFile(tmp_path / "buffer", private="encrypted")
+    buffer = ReplayBuffer(5).with_domain("law", rows(0, 9), seed=0)
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    assert file.read() is None
+    with pytest.raises(ConfigError, match=r"no key for it(?s:.*)is not set(?s:.*)generate_key"):
+        file.write(buffer)
+    key = Fernet.generate_key().decode()
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    file.write(buffer)
+    content = (tmp_path / "buffer").read_bytes()
+    assert b"law" not in content and b"input_ids" not in content
+    assert file.read() == buffer
+    monkeypatch.setenv(KEY_VARIABLE, Fernet.generate_key().decode())
+    with pytest.raises(WorkspaceError, match="cannot be decrypted"):
+        file.read()
+    monkeypatch.setenv(KEY_VARIABLE, "short")
+    with pytest.raises(ConfigError, match="is not a key"):
+        file.read()
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    (tmp_path / "buffer").write_bytes(content[:-9] + b"A" * 9)
+    with pytest.raises(WorkspaceError, match="cannot be decrypted"):
+        file.read()
 
 
 @pytest.mark.parametrize("sizes", [{"capacity": 0}, {"capacity": 3, "capacity_bytes": 0}])
@@ -145,7 +173,7 @@ def test_a_file_of_an_earlier_version_is_read(tmp_path):
     facts = {"format_version": 1, "capacity": 4, "num_rows": {"a": 4}}
     path = tmp_path / "old"
     path.write_bytes(save(load(buffer.to_bytes()), metadata={"constrained_adapters": json.dumps(facts)}))
-    assert ReplayBuffer.load(path) == buffer
+    assert KeptFile(path, private=False).read() == buffer
 
 
 def test_the_global_random_state_is_left_alone():

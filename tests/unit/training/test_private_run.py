@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.fernet import Fernet
 
 from constrained_adapters.data.examples import Example
 from constrained_adapters.data.tokens import encode_example
-from constrained_adapters.rehearsal import ReplayBuffer
+from constrained_adapters.rehearsal import KeptFile, ReplayBuffer
+from constrained_adapters.rehearsal.kept_file import KEY_VARIABLE
 
 from .conftest import DOMAINS, StopAt, StopError
 
@@ -60,24 +62,26 @@ def test_the_search_finds_rows_and_texts(tiny_run, tiny_tokenizer):
 
     row = encode_example(Example(prompt="数学 3?", answer="bb"), tiny_tokenizer, 48)
     buffer = ReplayBuffer(3).with_domain("数学", [row], seed=0)
-    buffer.save(folder / "buffer", private=False)
+    KeptFile(folder / "buffer", private=False).write(buffer)
     (folder / "samples.json").write_text(json.dumps({"prompt": "数学 3?"}))
     assert sorted(traces(folder, wanted)) == [("buffer", "数学 3?"), ("samples.json", "数学 3?")]
 
 
 @pytest.mark.parametrize(
-    "method",
+    ("method", "private"),
     [
-        {"recipe": "crma + replay + distillation"},
-        {"recipe": "lora + generative_replay", "generated_examples": 4},
+        ({"recipe": "crma + replay + distillation"}, True),
+        ({"recipe": "lora + generative_replay", "generated_examples": 4}, True),
+        ({"recipe": "full + replay", "replay_selection": "highest_loss"}, "encrypted"),
     ],
-    ids=lambda method: method["recipe"],
+    ids=["crma + replay + distillation", "lora + generative_replay", "full + replay, encrypted"],
 )
 def test_nothing_of_the_data_is_on_disk_neither_in_the_middle_of_a_run_nor_after_it(
-    tiny_run, tiny_tokenizer, method
+    tiny_run, tiny_tokenizer, monkeypatch, method, private
 ):
+    monkeypatch.setenv(KEY_VARIABLE, Fernet.generate_key().decode())
     wanted = searched_for(tiny_run.folder, tiny_tokenizer, [*DOMAINS, "general"])
-    options = {"names": DOMAINS[:2], "private": True}
+    options = {"names": DOMAINS[:2], "private": private}
     with pytest.raises(StopError):
         tiny_run(method, observer=StopAt(step=("数学", 3)), **options)
     assert list((tiny_run.folder / "out").rglob("checkpoint-2"))

@@ -14,7 +14,7 @@ from constrained_adapters.config import BaseConfig, MethodConfig
 from constrained_adapters.errors import ConfigError, UsageError, WorkspaceError
 from constrained_adapters.memory.diagonal import DiagonalMemory
 from constrained_adapters.recipes import RECIPES, find_recipe
-from constrained_adapters.rehearsal import ReplayBuffer
+from constrained_adapters.rehearsal import KeptFile
 from constrained_adapters.results import Curve
 from constrained_adapters.training.run import run_config
 
@@ -95,7 +95,7 @@ def test_replay_without_old_rows_is_plain_lora_and_with_them_it_keeps_data(tiny_
     assert matrices(some)["loss"][1] == matrices(plain)["loss"][1]  # no domain is finished yet
     assert matrices(some)["loss"][2] != matrices(plain)["loss"][2]
     kept = tiny_run.folder / "some" / "replay" / "memory" / "replay_buffer.safetensors"
-    buffer = ReplayBuffer.load(kept)
+    buffer = KeptFile(kept, private=False).read()
     assert [len(rows) for rows in buffer.rows.values()] == [3, 2, 2]
     difference = some.methods[0].summary["bytes_per_domain"] - plain.methods[0].summary["bytes_per_domain"]
     assert round(3 * difference) == kept.stat().st_size
@@ -325,7 +325,7 @@ def test_written_examples_are_mixed_in_and_nothing_of_the_data_is_kept(tiny_run)
     method = {"recipe": "generative_replay", "generated_examples": 3, "generated_ratio": 0.5}
     result = tiny_run(method, {**method, "name": "less", "generated_ratio": 0.0}, names=DOMAINS[:2])
     home = tiny_run.folder / "out" / "generative_replay"
-    written = ReplayBuffer.load(home / "memory" / "written_examples.safetensors")
+    written = KeptFile(home / "memory" / "written_examples.safetensors", private=False).read()
     assert list(written.rows) == DOMAINS[:2]
     assert all(1 <= len(rows) <= 3 for rows in written.rows.values())
     assert matrices(result, 0)["loss"][1] == matrices(result, 1)["loss"][1]  # nothing is written yet
@@ -337,7 +337,7 @@ def test_written_examples_are_mixed_in_and_nothing_of_the_data_is_kept(tiny_run)
 def test_the_golden_set_that_the_base_writes_is_mixed_in_from_the_first_domain_on(tiny_run):
     method = {"recipe": "golden_set", "golden_ratio": 0.5}
     result = tiny_run("lora", method, names=DOMAINS[:1])
-    kept = ReplayBuffer.load(tiny_run.folder / "out/golden_set/memory/golden_set.safetensors")
+    kept = KeptFile(tiny_run.folder / "out/golden_set/memory/golden_set.safetensors", private=False).read()
     assert set(kept.rows) == {"facts", "reasoning", "language"} and kept.rows["language"]
     assert matrices(result, 0)["loss"][1] != matrices(result, 1)["loss"][1]
 
