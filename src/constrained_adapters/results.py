@@ -41,6 +41,26 @@ class Sample(_Record):
     final: str
 
 
+class ItemScores(_Record):
+    """Scores of one set's items, a value per item in each list; what an item does not have is None.
+
+    Two models can be compared on them pair by pair wherever the ``keys`` are the same.
+    """
+
+    keys: list[str] = Field(default_factory=list)
+    """What tells the items apart: the beginning of a SHA-256 of each item's content."""
+    loss: list[float | None] = Field(default_factory=list)
+    """Nats per answer token."""
+    num_tokens: list[int] = Field(default_factory=list)
+    """How many tokens that is."""
+    exact_match: list[float | None] = Field(default_factory=list)
+    choice_accuracy: list[float | None] = Field(default_factory=list)
+    token_f1: list[float | None] = Field(default_factory=list)
+    """0 … 1, where answers were written."""
+    superseded: list[bool] = Field(default_factory=list)
+    """Whether a later domain replaces the fact: scored apart, as intended forgetting."""
+
+
 class DomainRecord(_Record):
     """What happened while one domain was trained."""
 
@@ -65,6 +85,13 @@ class DomainRecord(_Record):
     measured_increase_nats: dict[str, float] = Field(default_factory=dict)
     """Per finished domain, and ``base`` for general text: the rise of its mean loss over this domain's
     training, from the test items (nats per token). Empty in records older than this field."""
+    importance: dict[str, float] = Field(default_factory=dict)
+    """Per adapted module: how much the domain's loss depends on its weights, as its memory measured it
+    (trace of the Fisher's K-FAC estimate per weight). Empty where there is no memory."""
+    weight_change: dict[str, float] = Field(default_factory=dict)
+    """Per adapted module: Frobenius norm of what the domain's adapter adds to its weights."""
+    events: list[dict[str, Any]] = Field(default_factory=list)
+    """What guards did while the domain was trained: ``step``, ``guard``, ``action``, ``reason`` and figures."""
 
 
 class MethodResult(_Record):
@@ -75,7 +102,8 @@ class MethodResult(_Record):
     settings: dict[str, Any]
     domains: list[str]
     matrices: dict[str, Matrix]
-    """Keys: ``loss`` (nats per answer token), ``exact_match`` and ``choice_accuracy`` (0 … 1)."""
+    """Keys: ``loss`` (nats per answer token), ``exact_match``, ``choice_accuracy`` and ``token_f1`` (0 … 1);
+    and, where data marks superseded facts, ``superseded_loss`` … of these, which the others leave out."""
     general_nats: list[float | None]
     """Mean loss on general text after 0, 1 … T domains (nats per token)."""
     summary: dict[str, float]
@@ -83,9 +111,14 @@ class MethodResult(_Record):
     ``exact_match``), ``choice_accuracy``, ``drift_percent``, ``learned`` (mean of R[j, j]),
     ``general_perplexity_base``, ``general_perplexity``, ``train_seconds``, ``memory_seconds``,
     ``eval_seconds``, ``step_seconds`` (median), ``bytes_per_domain``, ``peak_memory_bytes``,
-    ``keeps_old_data`` (0 or 1)."""
+    ``keeps_old_data`` (0 or 1); and where the run has what they compare with, ``plasticity_percent``
+    (of plain LoRA's) and ``intransigence`` (against joint training)."""
     records: list[DomainRecord]
     samples: list[Sample] = Field(default_factory=list)
+    items: dict[str, ItemScores] = Field(default_factory=dict)
+    """Per domain the items' scores after the last domain. Empty in records older than this field."""
+    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """Bootstrap intervals (95 %) of entries of ``summary``, over the test items."""
 
 
 class RunResult(_Record):
@@ -98,6 +131,8 @@ class RunResult(_Record):
     environment: dict[str, Any]
     settings: dict[str, Any]
     methods: list[MethodResult]
+    diagnosis: dict[str, Any] = Field(default_factory=dict)
+    """What was found before training, where it was asked for."""
     ledger: list[dict[str, Any]] = Field(default_factory=list)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from constrained_adapters.config import DomainConfig
@@ -17,6 +17,7 @@ PROMPT_NAMES = ("prompt", "question", "instruction", "query", "problem", "input"
 ANSWER_NAMES = ("answer", "completion", "response", "output", "target", "solution")
 TEXT_NAMES = ("text", "content", "document", "body")
 CHOICES_NAMES = ("choices", "options")
+SUPERSEDED_NAMES = ("superseded",)
 
 ROLES = {
     "system": "system",
@@ -40,7 +41,7 @@ class Columns:
     Args:
         form: The form of every example.
         names: The column of each part that the form uses: ``messages``, ``prompt``, ``answer``,
-            ``text``, ``choices`` and ``context`` (Alpaca's ``input``, appended to the prompt).
+            ``text``, ``choices``, ``superseded`` and ``context`` (Alpaca's ``input``, appended to the prompt).
         sentence: What was chosen, for people.
     """
 
@@ -89,6 +90,8 @@ def detect_columns(records: list[Record], config: DomainConfig) -> Columns:
             got=f"choices = {given['choices']!r} (domain {config.name!r}, whose examples are {form})",
             expected="a prompt and an answer beside it",
         )
+    if marks := _known(SUPERSEDED_NAMES, there):
+        names["superseded"] = marks
     how = "as given" if given else "found by name"
     used = ", ".join(part if part == name else f"{part} from {name!r}" for part, name in names.items())
     rest = [name for name in there if name not in names.values()]
@@ -101,15 +104,21 @@ def make_examples(records: Iterable[Record], columns: Columns) -> list[Example]:
 
     Strings lose whitespace at both ends; numbers become strings. Choices are a list, a string that
     holds a JSON list, or a string divided by ``|``; where the answer is not among them but is a
-    whole number, it is taken as an index from 0.
+    whole number, it is taken as an index from 0. A row is superseded where its column of that name is
+    true, yes or 1.
 
     Raises:
         DataError: A value is absent, empty or of the wrong type; file and line are named.
     """
-    make = _MAKERS[columns.form]
-    return [make(record, columns.names) for record in records]
+    make, marks = _MAKERS[columns.form], columns.names.get("superseded")
+    return [
+        replace(make(record, columns.names), superseded=marks is not None and _is_marked(record, marks))
+        for record in records
+    ]
 
 
+_MARKED = frozenset({"true", "yes", "1"})
+_UNMARKED = frozenset({"false", "no", "0", ""})
 _PARTS: dict[Form, tuple[str, ...]] = {
     "messages": ("messages",),
     "completion": ("prompt", "answer"),
@@ -233,6 +242,14 @@ def _choices(record: Record, name: str) -> tuple[str, ...]:
 
 def _from_text(record: Record, names: dict[str, str]) -> Example:
     return Example(text=_text(record, names["text"]))
+
+
+def _is_marked(record: Record, name: str) -> bool:
+    value = record.fields.get(name)
+    word = "" if value is None else str(value).strip().lower()
+    if word not in _MARKED | _UNMARKED:
+        raise _wrong(record, name, "true or false", value)
+    return word in _MARKED
 
 
 def _text(record: Record, name: str) -> str:

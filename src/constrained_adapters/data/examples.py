@@ -29,6 +29,7 @@ class Example:
         answer: What is learnt and scored.
         text: Running text; every token is learnt.
         choices: All answers that could be given, for scoring by likelihood; may be empty.
+        superseded: Whether a later domain replaces this fact: to forget it is intended, so it is scored apart.
 
     Raises:
         ValueError: No form or more than one.
@@ -42,6 +43,7 @@ class Example:
     answer: str | None = None
     text: str | None = None
     choices: tuple[str, ...] = ()
+    superseded: bool = False
 
     def __post_init__(self) -> None:
         if (self.prompt is None) != (self.answer is None):
@@ -106,13 +108,17 @@ class Domain:
 
 
 def fingerprint_examples(*splits: Iterable[Example]) -> str:
-    """SHA-256 (hexadecimal) over the examples of all splits; their order and their split count."""
+    """SHA-256 (hexadecimal) over the examples of all splits; their order and their split count.
+
+    Examples that are not superseded count as they did before there was the mark.
+    """
     digest = hashlib.sha256()
     for split in splits:
         digest.update(b"[")
         for example in split:
             turns = [[message.role, message.content] for message in example.messages]
             fields = [turns, example.prompt, example.answer, example.text, list(example.choices)]
+            fields += ["superseded"] * example.superseded
             digest.update(json.dumps(fields).encode())
         digest.update(b"]")
     return digest.hexdigest()

@@ -8,13 +8,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Literal
 
-_SINGLE = (
-    "\u3040-\u30ff"  # Japanese kana
-    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Han
-    "\U00020000-\U0003ffff"  # Han, further planes
-    "\u0e00-\u0e7f\u0e80-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
-)
-_TOKEN = re.compile(rf"\s+|[{_SINGLE}]|[^\W{_SINGLE}]+|[^\w\s]|_")
+from constrained_adapters.evaluation.words import split_words
 
 MAX_TOKENS = 500
 """Beyond this the quadratic comparison is not worth its time: the text is shown as one change."""
@@ -26,18 +20,6 @@ class Piece:
 
     kind: Literal["same", "added", "removed"]
     text: str
-
-
-def split_words(text: str) -> list[str]:
-    """Split a text so that the parts joined are the text again.
-
-    Scripts that write no spaces are split by character, all others by word; punctuation and
-    white space stand alone.
-
-    >>> split_words("二次方程 is x²!")
-    ['二', '次', '方', '程', ' ', 'is', ' ', 'x²', '!']
-    """
-    return _TOKEN.findall(text)
 
 
 def changed_words(before: str, after: str) -> list[Piece]:
