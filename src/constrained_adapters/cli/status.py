@@ -18,9 +18,10 @@ def status(
     from rich.console import Console
     from rich.table import Table
 
+    from constrained_adapters.cli.run_folder import default_run_folder
     from constrained_adapters.cli.run_status import read_status
 
-    state = read_status(folder if folder is not None else _default_folder())
+    state = read_status(folder if folder is not None else default_run_folder())
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("method", "domains learnt", "state", "accuracy", "last change"):
         table.add_column(heading, overflow="fold")
@@ -35,10 +36,3 @@ def status(
         typer.echo(f"report: {state.report}")
     if state.command is not None:
         typer.echo(f"to go on: {state.command}")
-
-
-def _default_folder() -> Path:
-    from constrained_adapters.yaml_config import read_config
-
-    here = Path("crma.yaml")
-    return read_config(here).output if here.exists() else Path("crma-run")

@@ -12,6 +12,7 @@ from constrained_adapters.workspace.atomic import (
     no_space_error,
     recover,
 )
+from constrained_adapters.workspace.finished import find_workspace, finished_domains
 from constrained_adapters.workspace.folder import Workspace, changed_settings
 from constrained_adapters.workspace.ledger import Ledger
 
@@ -23,6 +24,8 @@ __all__ = [
     "atomic_write_json",
     "atomic_write_text",
     "changed_settings",
+    "find_workspace",
+    "finished_domains",
     "no_space_error",
     "recover",
 ]

@@ -166,6 +166,25 @@ class Workspace:
         if known is None or known.get("settings") != now:
             atomic_write_json(self.settings_file, {"schema_version": SCHEMA_VERSION, "settings": now})
 
+    def read_settings(self) -> dict[str, Any]:
+        """Return what :meth:`remember_settings` kept; empty where nothing was.
+
+        Raises:
+            WorkspaceError: The file is damaged.
+        """
+        return dict((self._read(self.settings_file) or {}).get("settings", {}))
+
+    def read_base(self) -> tuple[str, dict[str, Any]]:
+        """Return what :meth:`remember_base` kept: the base's fingerprint and its description.
+
+        Raises:
+            WorkspaceError: There is nothing, or the file is damaged.
+        """
+        known = self._read(self.base_file)
+        if known is None:
+            raise WorkspaceError("it is not known which base this run is on", got=f"no {self.base_file}")
+        return str(known["fingerprint"]), dict(known["description"])
+
     def clear(self) -> None:
         """Remove what a run wrote here, and nothing else; for ``--fresh``, under the lock."""
         for folder in self._folders():
