@@ -91,7 +91,7 @@ class DomainRecord(_Record):
     weight_change: dict[str, float] = Field(default_factory=dict)
     """Per adapted module: Frobenius norm of what the domain's adapter adds to its weights."""
     events: list[dict[str, Any]] = Field(default_factory=list)
-    """What guards did while the domain was trained: ``step``, ``guard``, ``action``, ``reason`` and figures."""
+    """What guards did in training: each with ``step``, ``guard``, ``action``, ``reason`` and figures."""
 
 
 class MethodResult(_Record):

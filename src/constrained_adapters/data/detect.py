@@ -41,7 +41,7 @@ class Columns:
     Args:
         form: The form of every example.
         names: The column of each part that the form uses: ``messages``, ``prompt``, ``answer``,
-            ``text``, ``choices``, ``superseded`` and ``context`` (Alpaca's ``input``, appended to the prompt).
+            ``text``, ``choices``, ``superseded``, and ``context`` (Alpaca's ``input``, put after the prompt).
         sentence: What was chosen, for people.
     """
 

@@ -29,7 +29,7 @@ class Example:
         answer: What is learnt and scored.
         text: Running text; every token is learnt.
         choices: All answers that could be given, for scoring by likelihood; may be empty.
-        superseded: Whether a later domain replaces this fact: to forget it is intended, so it is scored apart.
+        superseded: Whether a later domain replaces this fact: forgetting it is intended, and scored apart.
 
     Raises:
         ValueError: No form or more than one.

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from constrained_adapters.report import numbers
 from constrained_adapters.evaluation.words import split_words
+from constrained_adapters.report import numbers
 from constrained_adapters.report.changes import MAX_TOKENS, changed_words, same_answer
 
 
