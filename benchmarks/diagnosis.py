@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,22 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from transformers import set_seed
 
-from constrained_adapters.config import AdapterConfig, BaseConfig, MethodConfig, TrainingConfig
+from constrained_adapters.config import (
+    AdapterConfig,
+    BaseConfig,
+    DomainConfig,
+    MethodConfig,
+    TrainingConfig,
+)
+from constrained_adapters.data.load import load_domain
 from constrained_adapters.data.packaged import load_packaged
 from constrained_adapters.data.tokens import TokenDataset
+from constrained_adapters.diagnosis.settings import DiagnosisSettings
+from constrained_adapters.diagnosis.signals import Probe, Side
 from constrained_adapters.evaluation.scores import ExampleScore, score_examples
 from constrained_adapters.model import CRMAModel
 from constrained_adapters.models.load import load_base
+from constrained_adapters.models.targets import resolve_targets
 from constrained_adapters.recipes import model_config
 from constrained_adapters.training.domain import train_domain
 from constrained_adapters.training.observer import SilentObserver
@@ -46,6 +57,9 @@ def main() -> None:
     options = read_options()
     options.work.mkdir(parents=True, exist_ok=True)
     fix_settings(options)
+    if options.predict:
+        predict(options)
+        return
     end = time.monotonic() + 60 * options.minutes
     for first, second in missing_pairs(options):
         if time.monotonic() > end:
@@ -64,6 +78,7 @@ def read_options() -> Any:
     """The command line."""
     parser = argparse.ArgumentParser(description="Predicted risk against measured forgetting.")
     parser.add_argument("--minutes", type=float, default=10.0, help="begin no further pair after that time")
+    parser.add_argument("--predict", action="store_true", help="diagnose the measured pairs and correlate")
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--steps", type=int, default=16, help="of 8 rows, for each domain")
     parser.add_argument("--tokens", type=int, default=48, help="longest row")
@@ -160,6 +175,36 @@ def score(options: Any, model: CRMAModel, domain: str) -> Record:
         "item_tokens": [each.num_tokens for each in scores],
         "item_right": [int(bool(each.choice_correct)) for each in scores],
     }
+
+
+# ---- what the diagnosis says beforehand
+
+
+def predict(options: Any) -> None:
+    """Diagnose every measured pair from the base, and set the signals against the measured forgetting."""
+    pairs = read_pairs(options.work / "pairs.jsonl")
+    path, begun = options.work / "signals.jsonl", time.monotonic()
+    there = {(each["first"], each["second"]): each for each in read_pairs(path)}
+    probe, sides = None, {}
+    for pair in pairs:
+        key = (pair["first"], pair["second"])
+        if key in there:
+            continue
+        if probe is None:
+            probe, sides = make_probe(options)
+        record = {"first": key[0], "second": key[1], **asdict(probe.compare(sides[key[0]], sides[key[1]]))}
+        append(path, record)
+        print(f"{key[0]} → {key[1]}: {record} ({time.monotonic() - begun:.0f} s)", flush=True)
+
+
+def make_probe(options: Any) -> tuple[Probe, dict[str, Side]]:
+    """The base, asked as ``crma diagnose`` asks it, and a side of each domain."""
+    base = load_base(BaseConfig(model=options.base))
+    modules = {name: base.model.get_submodule(name) for name in resolve_targets(base.model)}
+    settings = DiagnosisSettings(max_length_tokens=options.tokens)
+    probe = Probe(base.model, base.tokenizer, modules, settings, seed=options.seed)
+    sources = [DomainConfig(name=name, data=f"packaged:{name}") for name in DOMAINS]
+    return probe, {each.name: probe.domain(load_domain(each, options.seed)) for each in sources}
 
 
 # ---- what lies on disk

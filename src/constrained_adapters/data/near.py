@@ -95,11 +95,16 @@ def near_groups(grams: Sequence[Grams], linked: Iterable[tuple[int, int]] = ()) 
 
 def near_any(grams: Sequence[Grams], held: Sequence[Grams]) -> list[bool]:
     """For each of ``grams``, whether it is near any of ``held``."""
+    return [bool(found) for found in near_pairs(grams, held)]
+
+
+def near_pairs(grams: Sequence[Grams], held: Sequence[Grams]) -> list[list[int]]:
+    """For each of ``grams``, the positions of those of ``held`` that it is near, in their order."""
     index = MinHashLSH(num_perm=_BANDS * _ROWS, params=(_BANDS, _ROWS))
     for position, signature in enumerate(_signatures(held)):
         index.insert(position, signature)
     return [
-        any(jaccard(gram, held[other]) >= THRESHOLD for other in index.query(signature))
+        sorted(other for other in index.query(signature) if jaccard(gram, held[other]) >= THRESHOLD)
         for gram, signature in zip(grams, _signatures(grams), strict=True)
     ]
 

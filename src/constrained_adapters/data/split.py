@@ -40,7 +40,7 @@ def drop_duplicates(examples: Sequence[Example]) -> tuple[list[Example], list[st
     answers: dict[str, set[str]] = defaultdict(set)
     for example in kept:
         if example.form != "text":
-            answers[_question(example)].add(example.reference)
+            answers[question_text(example)].add(example.reference)
     conflicts = sum(len(different) > 1 for different in answers.values())
     if conflicts:
         notes.append(f"{conflicts} questions have more than one answer; all answers were kept.")
@@ -120,18 +120,18 @@ def separate_parts(parts: Mapping[str, Sequence[Example]]) -> tuple[Parts, list[
     everything = [example for name in names for example in parts[name]]
     pool = iter(gram_sets(list(map(_content, everything))))
     grams = {name: list(islice(pool, len(parts[name]))) for name in names}
-    instructions = _instructions(everything)
+    instructions = shared_instructions(everything)
     clean: Parts = {names[0]: list(parts[names[0]])}
     notes = []
     for place, name in enumerate(names[1:], start=1):
         dropped: set[int] = set()
         for held in names[:place]:
-            questions = {_question(example) for example in parts[held]} - instructions
+            questions = {question_text(example) for example in parts[held]} - instructions
             near = near_any(grams[name], grams[held])
             found = {
                 position
                 for position, example in enumerate(parts[name])
-                if near[position] or _question(example) in questions
+                if near[position] or question_text(example) in questions
             } - dropped
             dropped |= found
             if found:
@@ -152,23 +152,23 @@ def cap_examples(examples: Sequence[Example], most: int | None, seed: int) -> li
 
 def _groups(examples: Sequence[Example]) -> list[int]:
     """Groups of near duplicates, joined where their members ask the same question."""
-    instructions = _instructions(examples)
+    instructions = shared_instructions(examples)
     first_asked: dict[str, int] = {}
     same_question = [
         (first_asked.setdefault(question, position), position)
-        for position, question in enumerate(map(_question, examples))
+        for position, question in enumerate(map(question_text, examples))
         if question not in instructions
     ]
     return near_groups(gram_sets([_content(example) for example in examples]), same_question)
 
 
-def _instructions(examples: Sequence[Example]) -> set[str]:
+def shared_instructions(examples: Sequence[Example]) -> set[str]:
     """Prompts that say what to do rather than ask something ("Write a poem"): many examples share them."""
-    counts = Counter(map(_question, examples))
+    counts = Counter(map(question_text, examples))
     return {question for question, count in counts.items() if count > max(5, len(examples) // 20)}
 
 
-def _question(example: Example) -> str:
+def question_text(example: Example) -> str:
     """Everything but the last answer; the whole of a text."""
     if example.messages:
         return "\n".join(message.content for message in example.messages[:-1] if message.role != "system")

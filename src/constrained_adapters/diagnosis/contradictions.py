@@ -1,0 +1,101 @@
+"""Contradictions: the same question, or nearly the same, with another answer."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from constrained_adapters.data.examples import Example
+from constrained_adapters.data.near import gram_sets, near_pairs
+from constrained_adapters.data.split import question_text, shared_instructions
+
+_NOT_WORD = re.compile(r"[\W_]+")
+_FIRST_WITHOUT_SPACES = "\u2e80"
+"""Chinese and Japanese begin here."""
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """One question and two answers that do not agree.
+
+    Args:
+        question: As it stands in the new data.
+        answer: As it stands in the new data.
+        other_question: The question that it contradicts, the same or nearly the same.
+        other_answer: The answer there.
+        where: ``old`` for the old data, ``new`` for the new data itself.
+    """
+
+    question: str
+    answer: str
+    other_question: str
+    other_answer: str
+    where: str
+
+
+def find_contradictions(old: Sequence[Example], new: Sequence[Example]) -> list[Contradiction]:
+    """List what of the new data contradicts the old data, or itself.
+
+    Questions are the same or near by :mod:`constrained_adapters.data.near` (a Jaccard index of character
+    5-grams of at least 0.8, without the task's wording): in a long question a changed word is near, which
+    may be the word that matters, so each pair is listed for a person to judge. Prompts that say what to do
+    rather than ask ("Write a poem") and running text are left out. Answers agree where one, without case and
+    signs, is contained in the other as whole words.
+
+    Args:
+        old: Examples of the old data; may be empty.
+        new: Examples of the new data.
+
+    Returns:
+        Pairs in the order of the new data, each once.
+
+    Cost: about 50 µs for 1,000 characters.
+    """
+    instructions = shared_instructions([*old, *new])
+
+    def asks(example: Example) -> bool:
+        return example.form != "text" and question_text(example) not in instructions
+
+    olds, news = [each for each in old if asks(each)], [each for each in new if asks(each)]
+    grams = gram_sets([question_text(each) for each in (*olds, *news)])
+    in_old = near_pairs(grams[len(olds) :], grams[: len(olds)])
+    in_new = near_pairs(grams[len(olds) :], grams[len(olds) :])
+    found: list[Contradiction] = []
+    for position, example in enumerate(news):
+        others = itertools.chain(
+            ((olds[at], "old") for at in in_old[position]),
+            ((news[at], "new") for at in in_new[position] if at > position),
+        )
+        found += [
+            Contradiction(
+                question_text(example), example.reference, question_text(other), other.reference, where
+            )
+            for other, where in others
+            if not answers_agree(example.reference, other.reference)
+        ]
+    return found
+
+
+def answers_agree(one: str, other: str) -> bool:
+    """Whether one answer is contained in the other as whole words, without case and signs.
+
+    Scripts that put no spaces between words are compared by their characters.
+
+    >>> (
+    ...     answers_agree("Paris.", "It is Paris"),
+    ...     answers_agree("Paris", "Lyon"),
+    ...     answers_agree("北京", "是北京。"),
+    ... )
+    (True, False, True)
+    """
+    first, second = sorted((_normal(one), _normal(other)), key=len)
+    if any(character >= _FIRST_WITHOUT_SPACES for character in first):
+        return first in second
+    return f" {first} " in f" {second} " if first else not second
+
+
+def _normal(text: str) -> str:
+    return _NOT_WORD.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()

@@ -1,0 +1,221 @@
+"""The signals of a diagnosis: all that is measured of two sides, on a model that learns nothing from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from constrained_adapters.data.examples import Domain, Example
+from constrained_adapters.data.tokens import Tokens, encode_example
+from constrained_adapters.diagnosis.distributions import same_length, token_kl_nats, vocabulary_jaccard
+from constrained_adapters.diagnosis.settings import DiagnosisSettings
+from constrained_adapters.diagnosis.trial import State, TrialAdapter, mean_row_nats
+from constrained_adapters.memory.base_text import write_base_text
+from constrained_adapters.memory.probe import probe_gradients
+from constrained_adapters.memory.reservoir import sample_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+GRADIENT_ROWS = 256
+"""Rows that are kept of each gradient: enough for an angle, and a few hundred MB of an 8 B model."""
+BASE_TEXTS = 64
+"""Texts that the base writes where there is no old data."""
+BASE_TEXT_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is known of one side: a domain, or text that the base wrote.
+
+    Args:
+        name: Of the domain, or ``base``.
+        examples: All of them; empty for text of the base.
+        probe: Rows that gradients are taken on and a trial learns from.
+        held: Rows that losses are taken on, none of them in ``probe``.
+        texts: Token ids of all that is read, row by row.
+        num_train: Training examples.
+        known: Whether the model has learnt this side already.
+        notes: What was dropped while it was read.
+    """
+
+    name: str
+    examples: tuple[Example, ...]
+    probe: tuple[Tokens, ...]
+    held: tuple[Tokens, ...]
+    texts: tuple[list[int], ...]
+    num_train: int
+    known: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What was measured of an old and a new side.
+
+    Args:
+        kl_nats: KL(new ‖ old) of the token distributions.
+        jaccard: Overlap of the vocabularies, 0 … 1.
+        old_nats: The model's own loss on held-out old rows, before anything is trained, nats per token.
+        new_nats: The same on new rows.
+        gradient_cosine: Of the gradients of both losses by the adapted weights, −1 … 1.
+        trial_before_nats: Loss on the old rows once a trial has learnt the old side (where it was not known).
+        trial_after_nats: The same after the trial has gone on with the new side; None without a trial.
+    """
+
+    kl_nats: float
+    jaccard: float
+    old_nats: float
+    new_nats: float
+    gradient_cosine: float
+    trial_before_nats: float | None = None
+    trial_after_nats: float | None = None
+
+    @property
+    def trial_increase(self) -> float | None:
+        """Rise of the old loss in the trial, as a share of the loss before; None without a trial."""
+        if self.trial_before_nats is None or self.trial_after_nats is None:
+            return None
+        return self.trial_after_nats / max(self.trial_before_nats, 1e-3) - 1.0
+
+
+class Probe:
+    """A model that is asked about pairs of sides; what one side needs is measured once.
+
+    Args:
+        model: A causal LM; adapters on it stay as they are.
+        tokenizer: Its own.
+        modules: The layers that would be adapted, by their name in the base.
+        settings: Sizes.
+        seed: Of what is drawn.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        modules: Mapping[str, nn.Module],
+        settings: DiagnosisSettings,
+        *,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.tokenizer, self.modules = model, tokenizer, dict(modules)
+        self._settings, self._seed = settings, seed
+        self._gradients: dict[str, dict[str, Tensor]] = {}
+        self._losses: dict[str, float] = {}
+        self._learnt: dict[str, tuple[State, float]] = {}
+        self.last_trial: TrialAdapter | None = None
+        """The trial of the last pair, as it ended."""
+
+    def domain(self, domain: Domain, *, known: bool = False) -> Side:
+        """A side of a domain's examples."""
+        settings = self._settings
+        # A trial reads batches of its own; what is held out stands in no training split.
+        wanted = max(settings.probe_examples, settings.trial_steps * settings.batch_size)
+        examples = (*domain.train, *domain.validation, *domain.test)
+        texts = [self._tokens(each) for each in sample_rows(examples, len(examples), self._seed)]
+        return Side(
+            domain.name,
+            examples,
+            tuple(self._tokens(each) for each in sample_rows(domain.train, wanted, self._seed)),
+            tuple(map(self._tokens, domain.validation[: settings.probe_examples])),
+            tuple(tokens.input_ids for tokens in texts),
+            len(domain.train),
+            known,
+            domain.notes,
+        )
+
+    def base_text(self) -> Side:
+        """A side of text that the model writes: what it knew before it was taught anything."""
+        written = write_base_text(
+            self.model,
+            num_texts=max(BASE_TEXTS, 2 * self._settings.probe_examples),
+            length_tokens=BASE_TEXT_TOKENS,
+            seed=self._seed,
+        )
+        rows = [Tokens(ids.tolist(), labels.tolist()) for ids, labels in written if len(ids) > 1]
+        half = len(rows) // 2
+        texts = tuple(row.input_ids[1:] for row in rows)
+        return Side("base", (), tuple(rows[:half]), tuple(rows[half:]), texts, 0, known=True)
+
+    def compare(self, old: Side, new: Side) -> Signals:
+        """Measure all signals of a pair.
+
+        Cost: a forward pass over the held rows of each side and a forward and backward one over its probe
+        rows, once a side; for the trial ``trial_steps`` steps of the old side, once, and of the new one, and
+        two passes over the old side's held rows.
+        """
+        texts = same_length(new.texts, old.texts, most=self._settings.distribution_tokens)
+        before, after = self._trial(old, new) if self._settings.trial_steps else (None, None)
+        return Signals(
+            token_kl_nats(*texts),
+            vocabulary_jaccard(*texts),
+            self.loss(old),
+            self.loss(new),
+            self._cosine(self.gradient(old), self.gradient(new)),
+            before,
+            after,
+        )
+
+    def loss(self, side: Side) -> float:
+        """The model's own loss on a side's held rows, nats per label."""
+        if side.name not in self._losses:
+            self._losses[side.name] = mean_row_nats(self.model, side.held)
+        return self._losses[side.name]
+
+    def gradient(self, side: Side) -> dict[str, Tensor]:
+        """The gradient of a side's loss by each adapted matrix, mixed down to ``GRADIENT_ROWS`` rows."""
+        if side.name not in self._gradients:
+            rows = [
+                (torch.tensor(row.input_ids), torch.tensor(row.labels))
+                for row in side.probe[: self._settings.probe_examples]
+            ]
+            self._gradients[side.name] = probe_gradients(
+                self.model,
+                self.modules,
+                rows,
+                domain=side.name,
+                batch_size=self._settings.batch_size,
+                most_rows=GRADIENT_ROWS,
+            ).matrices
+        return self._gradients[side.name]
+
+    def _trial(self, old: Side, new: Side) -> tuple[float, float]:
+        trial = TrialAdapter(self.modules, seed=self._seed)
+        if old.name not in self._learnt:
+            if not old.known:
+                self._learn(trial, old)
+            self._learnt[old.name] = (trial.state(), trial.loss_nats(self.model, old.held))
+        state, before = self._learnt[old.name]
+        trial.restore(state)
+        self._learn(trial, new)
+        self.last_trial = trial
+        return before, trial.loss_nats(self.model, old.held)
+
+    def _learn(self, trial: TrialAdapter, side: Side) -> None:
+        settings = self._settings
+        trial.learn(
+            self.model,
+            side.probe,
+            num_steps=settings.trial_steps,
+            batch_size=settings.batch_size,
+            learning_rate=settings.trial_rate,
+        )
+
+    def _tokens(self, example: Example) -> Tokens:
+        return encode_example(example, self.tokenizer, self._settings.max_length_tokens)
+
+    def _cosine(self, one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+        dots = [float((one[name] * other[name]).sum()) for name in one]
+        norms = [math.sqrt(sum(float(g.square().sum()) for g in each.values())) for each in (one, other)]
+        return math.fsum(dots) / max(norms[0] * norms[1], 1e-30)
+
+
+def first_examples(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
+    """A seeded sample of a side's examples."""
+    return sample_rows(examples, count, seed)
