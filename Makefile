@@ -7,12 +7,12 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; d
 # Two torch processes of two threads each are many times slower than one thread each; no test may reach a hub.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
-.PHONY: help install demo test test-all static check docs bench lock clean
+.PHONY: help install demo test test-all test-engines static check docs bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | \
-		while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+		while IFS=$$'\t' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 install:  ## Make .venv with the locked versions; done once, and again when they change
 	@if [ -z "$(PYTHON)" ]; then \
@@ -29,6 +29,10 @@ test: install  ## The fast tests and the doctests
 
 test-all: install  ## All tests, those on the packaged model included
 	$(TEST_ENV) $(BIN)/python -m pytest
+
+test-engines: install  ## Load exports in PEFT, vLLM, llama.cpp and SGLang's own checks; installs them first (an hour)
+	$(PYTHON) scripts/engines.py
+	$(TEST_ENV) $(BIN)/python -m pytest -m engines tests/engines
 
 static: install  ## What `make check` does besides the tests: lint, format, types, layers, documentation
 	$(BIN)/ruff check

@@ -14,6 +14,8 @@ from constrained_adapters.workspace import atomic_write_bytes, atomic_write_json
 
 FACTS_FILE = "crma.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+OLD_WEIGHTS_FILE = "adapter_model.bin"
+"""As PEFT wrote them before it had safetensors."""
 CONFIG_FILE = "adapter_config.json"
 
 
@@ -44,7 +46,8 @@ def read_adapter_config(folder: Path) -> PeftConfig:
         DataError: No adapter is there, or its settings are damaged.
         ModelError: It is not a LoRA.
     """
-    if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
+    has_weights = any((folder / name).is_file() for name in (WEIGHTS_FILE, OLD_WEIGHTS_FILE))
+    if not (folder / CONFIG_FILE).is_file() or not has_weights:
         there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "no such folder"
         raise DataError(
             "no adapter is there",

@@ -1,0 +1,78 @@
+"""A folder that is written as a whole or not at all, and never over something else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from constrained_adapters.errors import DataError, WorkspaceError
+from constrained_adapters.workspace import atomic_directory, atomic_write_json
+
+RECORD_FILE = "crma_export.json"
+"""What an export was made from, and the figures of its check."""
+SCHEMA_VERSION = 1
+
+
+@contextmanager
+def new_export(target: Path, *, force: bool) -> Iterator[Path]:
+    """Give an empty folder to fill; it takes the place of ``target`` once it is whole and on the disk.
+
+    Raises:
+        WorkspaceError: Something lies there already, or the disk is full or cannot be written.
+    """
+    refuse_existing(target, force=force)
+    with atomic_directory(target) as folder:
+        yield folder
+
+
+def refuse_existing(target: Path, *, force: bool) -> None:
+    """Refuse to replace anything unasked, and whatever is no export even when asked.
+
+    Raises:
+        WorkspaceError: Something lies at ``target``.
+    """
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not force:
+        raise WorkspaceError(
+            "there is something at the place of the export already",
+            got=str(target),
+            expected="a new place",
+            hint="another --output, or --force to replace it",
+        )
+    if not (target / RECORD_FILE).is_file():
+        raise WorkspaceError(
+            "what lies at the place of the export was not written by 'crma export'",
+            got=f"{target} has no {RECORD_FILE}",
+            expected="an earlier export, which --force replaces",
+            hint="another --output, or remove it yourself",
+        )
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write down what the export is."""
+    atomic_write_json(folder / RECORD_FILE, {"schema_version": SCHEMA_VERSION, **record})
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What :func:`write_record` wrote; empty for a folder of another origin.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    path = folder / RECORD_FILE
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError("a file of the export is damaged", got=f"{path}: {error}", expected="JSON") from None
+    return value if isinstance(value, dict) else {}
+
+
+def size_bytes(folder: Path) -> int:
+    """Size on disk of what the folder holds."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
