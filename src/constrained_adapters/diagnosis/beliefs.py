@@ -13,9 +13,9 @@ from constrained_adapters.data.tokens import IGNORED, Tokens, encode_answer, enc
 from constrained_adapters.diagnosis.contradictions import answers_agree
 from constrained_adapters.evaluation.decoding import continue_prompts
 from constrained_adapters.evaluation.likelihood import score_groups
+from constrained_adapters.evaluation.row_losses import row_losses
 from constrained_adapters.evaluation.samples import end_tokens
 from constrained_adapters.models.token_tree import TokenSequence
-from constrained_adapters.rehearsal.selection import row_losses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from constrained_adapters.data.tokens import IGNORED, Tokens
 from constrained_adapters.errors import TrainingError
+from constrained_adapters.evaluation.row_losses import mean_row_nats
 from constrained_adapters.memory.low_rank import LowRank
 from constrained_adapters.memory.reservoir import pad_rows
 from constrained_adapters.models.modes import evaluating
 from constrained_adapters.objectives.label_logits import padded_label_logits
-from constrained_adapters.rehearsal.selection import row_losses
 
 State = list[tuple[Tensor, Tensor]]
 
@@ -135,24 +135,6 @@ class TrialAdapter:
             return output + (self._scaling * (args[0].to(a.dtype) @ a.T @ b.T)).to(output.dtype)
 
         return add
-
-
-def mean_row_nats(model: Any, rows: Sequence[Tokens]) -> float:
-    """Mean loss over all labels of the rows, nats per label; one pass, with dropout off.
-
-    Raises:
-        TrainingError: It is not finite.
-    """
-    counts = [sum(label != IGNORED for label in row.labels[1:]) for row in rows]
-    losses = row_losses(model, rows)
-    mean = math.fsum(loss * count for loss, count in zip(losses, counts, strict=True)) / max(sum(counts), 1)
-    if not math.isfinite(mean):
-        raise TrainingError(
-            "the loss of the model is not finite",
-            got=f"{mean} nats over {len(rows)} rows",
-            hint="load the base in float32 or bfloat16, or look for broken examples",
-        )
-    return mean
 
 
 def _batch(rows: Sequence[Tokens], device: Any) -> dict[str, Tensor]:

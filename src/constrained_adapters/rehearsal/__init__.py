@@ -5,7 +5,7 @@ from constrained_adapters.rehearsal.generative import most_diverse, refine_answe
 from constrained_adapters.rehearsal.golden import GoldenSet, write_golden_set
 from constrained_adapters.rehearsal.kept_file import KeptFile, Privacy
 from constrained_adapters.rehearsal.mix import Source, mix_sources
-from constrained_adapters.rehearsal.selection import Selection, order_rows, row_losses
+from constrained_adapters.rehearsal.selection import Selection, order_rows
 
 __all__ = [
     "GoldenSet",
@@ -18,7 +18,6 @@ __all__ = [
     "most_diverse",
     "order_rows",
     "refine_answers",
-    "row_losses",
     "write_examples",
     "write_golden_set",
 ]

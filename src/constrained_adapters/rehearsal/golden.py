@@ -16,9 +16,9 @@ from constrained_adapters.data.examples import Example
 from constrained_adapters.data.tokens import IGNORED, Tokens, encode_example, encode_prompt
 from constrained_adapters.errors import ConfigError
 from constrained_adapters.evaluation.decoding import continue_prompts
+from constrained_adapters.evaluation.row_losses import row_losses
 from constrained_adapters.rehearsal.generative import ends_and_padding
 from constrained_adapters.rehearsal.golden_questions import OPENINGS, QUESTIONS
-from constrained_adapters.rehearsal.selection import row_losses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

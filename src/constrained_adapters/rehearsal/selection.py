@@ -7,7 +7,7 @@ has, whatever came later.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,9 +16,7 @@ from torch import Tensor
 
 from constrained_adapters.data.tokens import Tokens
 from constrained_adapters.errors import ConfigError
-from constrained_adapters.evaluation.likelihood import score_groups
 from constrained_adapters.memory.reservoir import sample_rows
-from constrained_adapters.models.token_tree import TokenSequence
 
 Selection = Literal["reservoir", "highest_loss", "diverse"]
 LONGEST_NGRAM = 2
@@ -42,7 +40,8 @@ def order_rows(
             comes first. ``diverse``: see :func:`farthest_first`.
         count: Most rows.
         seed: Of the random order; the global random state is not touched.
-        losses: Mean nats per label of each row, for ``highest_loss``; see :func:`row_losses`.
+        losses: Mean nats per label of each row, for ``highest_loss``; see
+            :func:`~constrained_adapters.evaluation.row_losses.row_losses`.
         embeddings: (number of rows, d), for ``diverse``; :func:`ngram_embeddings` where none are given.
 
     Raises:
@@ -113,16 +112,6 @@ def ngram_embeddings(rows: Sequence[Tokens], width: int = 256) -> NDArray[np.flo
             np.add.at(target, (hashes % np.uint64(width)).astype(np.intp), signs)
     norms = np.linalg.norm(made, axis=-1, keepdims=True)
     return made / np.where(norms > 0.0, norms, 1.0)
-
-
-def row_losses(model: Any, rows: Sequence[Tokens], *, max_groups: int = 16) -> list[float]:
-    """Mean nats per label of each row, 0 without labels; one pass over the rows, with dropout off."""
-    groups = [
-        [TokenSequence(row.input_ids, [i for i, label in enumerate(row.labels) if i > 0 and label >= 0])]
-        for row in rows
-    ]
-    scores = score_groups(model, groups, max_groups=max_groups)
-    return [sum(own.nats) / max(len(own.nats), 1) for (own,) in scores]
 
 
 def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -14,6 +14,7 @@ from constrained_adapters.config import DomainConfig, MethodConfig, RunConfig, T
 from constrained_adapters.data.examples import Domain, Example
 from constrained_adapters.data.load import load_domain
 from constrained_adapters.data.tokens import TokenDataset, Tokens
+from constrained_adapters.evaluation.row_losses import row_losses
 from constrained_adapters.recipes import (
     GENERAL_TEXT,
     GENERATED_EXAMPLES,
@@ -27,7 +28,6 @@ from constrained_adapters.rehearsal import (
     ReplayBuffer,
     Source,
     mix_sources,
-    row_losses,
     write_golden_set,
 )
 from constrained_adapters.training.written import WrittenExamples

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from constrained_adapters.data.tokens import Tokens
 from constrained_adapters.errors import ConfigError
+from constrained_adapters.evaluation.row_losses import row_losses
 from constrained_adapters.rehearsal import ReplayBuffer
 from constrained_adapters.rehearsal.selection import (
     farthest_first,
     ngram_embeddings,
     order_rows,
-    row_losses,
 )
 
 

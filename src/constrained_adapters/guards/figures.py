@@ -1,0 +1,39 @@
+"""Figures of a callback reach the trackers: TensorBoard, trackio, MLflow, W&B, whatever ``report_to`` names."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Self
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class FiguresCallback(TrainerCallback, ABC):
+    """A callback with figures of its own, which are logged with Trainer's.
+
+    Trainer hands one dict of figures from callback to callback, the trackers' first. So this one has to stand
+    before them: :meth:`add_to` puts it there, ``Trainer(callbacks=[…])`` behind them, where it acts as well but
+    its figures reach no tracker.
+    """
+
+    def add_to(self, trainer: Trainer) -> Self:
+        """Put this callback in front of the trainer's others."""
+        trainer.callback_handler.callbacks.insert(0, self)
+        return self
+
+    @abstractmethod
+    def figures(self, model: Any) -> Mapping[str, float]:
+        """What is to be logged now, by name; empty where nothing is new."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the figures to those of a step; the summary at the end of a training is left alone."""
+        if logs is not None and "loss" in logs:
+            logs.update(self.figures(kwargs.get("model")))
