@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from constrained_adapters.models.modes import evaluating
 
@@ -31,6 +31,7 @@ def continue_prompts(
     max_new_tokens: int,
     batch_size: int,
     sampling: dict[str, Any] | None = None,
+    watch: LogitsProcessor | None = None,
 ) -> list[list[int]]:
     """Continue each prompt until an end token; greedily, or as ``sampling`` says.
 
@@ -43,6 +44,7 @@ def continue_prompts(
         batch_size: Most prompts in one batch, padded on the left.
         sampling: Settings of transformers that replace those of greedy decoding; draws come from the global
             random state.
+        watch: Called with the rows so far and the next-token logits before each token is chosen.
 
     Returns:
         The new tokens of each prompt, in their order, with the end token where there is one.
@@ -68,6 +70,7 @@ def continue_prompts(
                 input_ids=torch.tensor(rows, device=device),
                 attention_mask=torch.tensor(masks, device=device),
                 generation_config=config,
+                logits_processor=LogitsProcessorList([] if watch is None else [watch]),
             )
             for index, row in zip(batch, written[:, width:].tolist(), strict=True):
                 continuations[index] = _until(row, set(ends))
