@@ -1,4 +1,4 @@
-"""Install the real inference engines that ``make test-engines`` loads exports into; do nothing if that is done.
+"""Install the real inference engines that ``make test-engines`` loads exports into, once.
 
 ``python scripts/engines.py [NAME …]``; default: all. Each engine has an environment of its own below
 ``.engines``, because it wants other versions than the project:

@@ -213,7 +213,7 @@ def mix_record(mix: Mix, dtype: str) -> dict[str, Any]:
 
 
 def _targets(mix: Mix) -> list[str]:
-    """Ends of names where these choose the same layers in every part, else the layers by their whole names."""
+    """Ends of names where these choose the same layers in every part, else whole names."""
     known = {part.targets for part in mix.parts}
     if len(known) == 1 and (targets := next(iter(known))) is not None:
         return sorted(targets)

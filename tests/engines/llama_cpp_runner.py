@@ -1,0 +1,68 @@
+"""Runs in llama.cpp's own environment: a task as JSON on stdin, the answers as JSON in the file that is named.
+
+``python llama_cpp_runner.py RESULT.json < TASK.json`` with a task of the fields ``model`` (a GGUF file),
+``adapters`` (name → LoRA GGUF file), ``prompts`` (token ids), ``texts`` (to be tokenised), ``max_tokens`` and
+``requests`` (pairs of a prompt's number and weights by adapter). Each answer has the ``tokens`` that greedy
+decoding writes, their ``logprobs``, and ``seconds``; ``tokenised`` has the ids of the texts.
+"""
+
+import ctypes
+import json
+import sys
+import time
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+
+
+class Engine:
+    """One context; the adapters of a request are set as ``llama-server`` sets ``lora: [{id, scale}]``."""
+
+    def __init__(self, model: str, adapters: dict[str, str]) -> None:
+        self.llama = llama_cpp.Llama(
+            model, n_ctx=256, logits_all=True, verbose=False, n_threads=1, n_threads_batch=1
+        )
+        self.adapters = {}
+        for name, path in adapters.items():
+            self.adapters[name] = llama_cpp.llama_adapter_lora_init(self.llama.model, path.encode())
+            if not self.adapters[name]:
+                raise RuntimeError(f"llama.cpp does not load {path}")
+
+    def use(self, weights: dict[str, float]) -> None:
+        names = list(weights)
+        handles = (llama_cpp.llama_adapter_lora_p_ctypes * len(names))(*[self.adapters[n] for n in names])
+        scales = (ctypes.c_float * len(names))(*[weights[n] for n in names])
+        code = llama_cpp.llama_set_adapters_lora(self.llama.ctx, handles, len(names), scales)
+        if code != 0:
+            raise RuntimeError(f"llama.cpp does not set {weights}")
+
+    def answer(self, prompt: list[int], max_tokens: int) -> dict:
+        begun = time.perf_counter()
+        self.llama.reset()
+        self.llama.eval(prompt)
+        tokens, logprobs = [], []
+        for _ in range(max_tokens):
+            logits = np.asarray(self.llama.scores[self.llama.n_tokens - 1], dtype=np.float64)
+            token = int(logits.argmax())
+            tokens.append(token)
+            logprobs.append(float(logits[token] - np.logaddexp.reduce(logits)))
+            self.llama.eval([token])
+        return {"tokens": tokens, "logprobs": logprobs, "seconds": time.perf_counter() - begun}
+
+
+def main() -> None:
+    task = json.load(sys.stdin)
+    engine = Engine(task["model"], task["adapters"])
+    answers = []
+    for number, weights in task["requests"]:
+        engine.use(weights)
+        answer = engine.answer(task["prompts"][number], task["max_tokens"])
+        answers.append({"prompt": number, "weights": weights, **answer})
+    texts = task.get("texts", [])
+    tokenised = [engine.llama.tokenize(text.encode(), add_bos=False, special=True) for text in texts]
+    Path(sys.argv[1]).write_text(json.dumps({"answers": answers, "tokenised": tokenised}))
+
+
+if __name__ == "__main__":
+    main()
