@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from constrained_adapters.config import CRMAConfig, RunConfig
     from constrained_adapters.data.load import load_domain
+    from constrained_adapters.guards.forgetting import ForgettingGuard
     from constrained_adapters.model import CRMAModel
     from constrained_adapters.model.protect import protect
     from constrained_adapters.report.page import write_report
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "CRMAConfig": "config",
     "CRMAModel": "model",
+    "ForgettingGuard": "guards.forgetting",
     "RunConfig": "config",
     "RunResult": "results",
     "load_domain": "data.load",
@@ -34,6 +36,7 @@ _HOMES = {
 __all__ = [
     "CRMAConfig",
     "CRMAModel",
+    "ForgettingGuard",
     "RunConfig",
     "RunResult",
     "load_domain",

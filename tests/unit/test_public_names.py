@@ -10,6 +10,7 @@ import constrained_adapters
 PUBLIC_NAMES = [
     "CRMAConfig",
     "CRMAModel",
+    "ForgettingGuard",
     "RunConfig",
     "RunResult",
     "load_domain",

@@ -158,6 +158,17 @@ def attach(
     return Attachment(constraint, domain=domain, on_step=on_step, owner=owner)
 
 
+def strengthen(parameters: Iterable[nn.Parameter], factor: float) -> dict[str, float]:
+    """Make every constraint in force on any of these parameters ``factor`` times as strong.
+
+    Returns:
+        What is in force now, by name; empty where no constraint can be made stronger.
+    """
+    given = list(parameters)
+    bound = sorted((each for each in _in_force if each.binds(given)), key=lambda each: each._number)
+    return {name: value for each in bound for name, value in each.constraint.strengthen(factor).items()}
+
+
 def is_bound(parameters: Iterable[nn.Parameter]) -> bool:
     """Whether a constraint in force binds any of these parameters."""
     given = list(parameters)

@@ -39,6 +39,14 @@ class Constraint(ABC):
         ``removed_ratio``: norm of the removed gradient over the norm of the whole, 0 … 1.
         """
 
+    def strengthen(self, factor: float) -> dict[str, float]:
+        """Weigh what is protected ``factor`` times as much from the next step on.
+
+        Returns:
+            What is in force now, by name; empty where nothing here can be made stronger.
+        """
+        return {}
+
     @abstractmethod
     def describe(self) -> dict[str, float]:
         """Fixed facts, such as ``closed_ratio``, the mean share of directions that are closed."""

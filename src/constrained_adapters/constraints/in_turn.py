@@ -42,6 +42,10 @@ class InTurn(Constraint):
         """Of all parts."""
         return {name: value for part in self._parts for name, value in part.measurements().items()}
 
+    def strengthen(self, factor: float) -> dict[str, float]:
+        """Each part that can be."""
+        return {name: value for part in self._parts for name, value in part.strengthen(factor).items()}
+
     def describe(self) -> dict[str, float]:
         """Of all parts."""
         return {name: value for part in self._parts for name, value in part.describe().items()}

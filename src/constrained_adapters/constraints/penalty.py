@@ -21,6 +21,7 @@ class PenaltyConstraint(Constraint):
 
     def __init__(self) -> None:
         self._measured = {"penalty": torch.zeros(()), "penalty_ratio": torch.zeros(())}
+        self._factor = 1.0
 
     @abstractmethod
     def terms(self) -> Iterator[tuple[nn.Parameter, Tensor, Tensor]]:
@@ -31,12 +32,12 @@ class PenaltyConstraint(Constraint):
         """Add the penalty's gradient, and note the penalty before the step."""
         own, added, value = [], [], []
         for parameter, gradient, share in self.terms():
-            value.append(share.float())
+            value.append(self._factor * share.float())
             if parameter.grad is None:
                 continue
             own.append(parameter.grad.float().norm())
-            added.append(gradient.float().norm())
-            parameter.grad.add_(gradient.to(parameter.grad.dtype))
+            added.append(self._factor * gradient.float().norm())
+            parameter.grad.add_(gradient.to(parameter.grad.dtype), alpha=self._factor)
         if not added:
             self._measured = {"penalty": torch.zeros(()), "penalty_ratio": torch.zeros(())}
             return
@@ -45,6 +46,11 @@ class PenaltyConstraint(Constraint):
 
     def after_step(self) -> None:
         """Nothing: a penalty acts through the gradient only."""
+
+    def strengthen(self, factor: float) -> dict[str, float]:
+        """The penalty counts ``factor`` times as much; ``penalty_factor`` is the product so far."""
+        self._factor *= factor
+        return {"penalty_factor": self._factor}
 
     def measurements(self) -> dict[str, Tensor]:
         """``penalty``: P before the last step; ``penalty_ratio``: ‖∂P/∂θ‖ over the loss's gradient norm."""

@@ -1,4 +1,4 @@
-"""Figures of a callback reach the trackers: TensorBoard, trackio, MLflow, W&B, whatever ``report_to`` names."""
+"""Figures of a callback on their way to the trackers that ``report_to`` names, such as TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class FiguresCallback(TrainerCallback, ABC):
     """A callback with figures of its own, which are logged with Trainer's.
 
     Trainer hands one dict of figures from callback to callback, the trackers' first. So this one has to stand
-    before them: :meth:`add_to` puts it there, ``Trainer(callbacks=[…])`` behind them, where it acts as well but
-    its figures reach no tracker.
+    before them: :meth:`add_to` puts it there, ``Trainer(callbacks=[…])`` behind them, where it acts as well
+    but its figures reach no tracker.
     """
 
     def add_to(self, trainer: Trainer) -> Self:

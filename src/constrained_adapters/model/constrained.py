@@ -46,6 +46,7 @@ class ConstrainedSet(AdapterSet, ABC):
         self._constrained = False
         self._attachment: Attachment | None = None
         self._spaces: dict[tuple[str, float], ProtectedSpace] = {}
+        self._times_strengthened = 0
 
     def enable_constrained_training(self, enabled: bool = True) -> None:
         """Put the memories of the finished domains, and of the base, in force for later steps.
@@ -64,7 +65,29 @@ class ConstrainedSet(AdapterSet, ABC):
         if enabled:
             self._check_base_is_unchanged()
         self._constrained = enabled
+        self._times_strengthened = 0
         self._active_changed()
+
+    def strengthen_constraint(self) -> dict[str, float]:
+        """Halve what the constraint in force leaves open, and double its penalty, until it is enabled anew.
+
+        What the adapter in training has learnt in directions that close now is taken out of it. Returned are
+        ``constraint_strength`` and ``penalty_weight`` from now on; nothing where no constraint is in force.
+        """
+        if self._attachment is None:
+            return {}
+        self._times_strengthened += 1
+        self._active_changed()
+        config = self._config_in_force(self._trainable())
+        return {"constraint_strength": config.effective_strength, "penalty_weight": config.penalty_weight}
+
+    def _config_in_force(self, trainable: Sequence[str]) -> CRMAConfig:
+        """The settings with the strength that is meant, as often strengthened as was asked."""
+        factor = 2.0**self._times_strengthened
+        own = self._strength_of(trainable)
+        strength = own if factor == 1.0 else 1.0 - (1.0 - own) / factor
+        update = {"constraint_strength": strength, "penalty_weight": factor * self.crma_config.penalty_weight}
+        return self.crma_config.model_copy(update=update)
 
     def _active_changed(self) -> None:
         if self._attachment is not None:
@@ -75,8 +98,9 @@ class ConstrainedSet(AdapterSet, ABC):
             return
         memories = self._memories_for(trainable)
         pairs = [pair for name in trainable for pair in adapter_pairs(self, name)]
-        space = self._protected_space(self._strength_of(trainable))
-        constraint = make_constraint(pairs, self._layers(), memories, self.crma_config, space)
+        config = self._config_in_force(trainable)
+        space = self._protected_space(config.effective_strength)
+        constraint = make_constraint(pairs, self._layers(), memories, config, space)
         constraint.after_step()
         self._attachment = attach(
             constraint, domain=", ".join(trainable), on_step=_note_in(weakref.ref(self)), owner=self

@@ -163,6 +163,14 @@ class Protection:
             constraint, domain=trained.name, on_step=_note_in(self._steps, self._last), owner=model
         )
 
+    def strengthen(self) -> dict[str, float]:
+        """Double the penalty on what the closed directions leave open, from the next step on.
+
+        Returns:
+            ``penalty_factor``, the product so far; empty with full fine-tuning, where there is no penalty.
+        """
+        return self._attachment.constraint.strengthen(2.0)
+
     def remove(self) -> None:
         """Take the protection off; later steps are free. Calling it again does nothing."""
         self._attachment.remove()
