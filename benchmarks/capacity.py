@@ -30,7 +30,8 @@ from constrained_adapters.data.packaged import load_packaged
 from constrained_adapters.data.packaged.finance import read_tab
 from constrained_adapters.data.packaged.splits import cut, distinct, split_balanced
 from constrained_adapters.data.tokens import TokenDataset
-from constrained_adapters.evaluation.scores import mean_nats, score_examples
+from constrained_adapters.evaluation.items import mean_scores
+from constrained_adapters.evaluation.scores import mean_nats, score_items
 from constrained_adapters.memory.reservoir import num_memory_examples, sample_rows
 from constrained_adapters.models.load import load_base
 from constrained_adapters.training.adapters import AdapterLearner
@@ -38,7 +39,6 @@ from constrained_adapters.training.domain import train_domain
 from constrained_adapters.training.observer import SilentObserver
 from constrained_adapters.training.peak import peak_memory_bytes
 from constrained_adapters.training.run import environment
-from constrained_adapters.training.sequence import mean_scores
 
 ROOT = Path(__file__).parent
 PARTS = {"medicine": 3, "programming": 3, "history": 2, "finance": 1, "law": 1, "chinese": 1}
@@ -69,7 +69,7 @@ def main() -> None:
         name = list(domains)[number - 1]
         examples = domains[name]["test"][: options.items]
         return mean_scores(
-            score_examples(model, base.tokenizer, examples, batch_size=16, max_length=options.tokens)
+            score_items(model, base.tokenizer, examples, batch_size=16, max_length=options.tokens)
         )
 
     def general(row: int) -> float:

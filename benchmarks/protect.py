@@ -45,10 +45,10 @@ from constrained_adapters.data.packaged import PACKAGED, load_packaged
 from constrained_adapters.data.packaged.finance import read_tab
 from constrained_adapters.data.packaged.splits import cut, distinct, split_balanced
 from constrained_adapters.data.tokens import encode_example
-from constrained_adapters.evaluation.scores import mean_nats, score_examples
+from constrained_adapters.evaluation.items import mean_scores
+from constrained_adapters.evaluation.scores import mean_nats, score_items
 from constrained_adapters.models.load import load_base
 from constrained_adapters.training.run import environment
-from constrained_adapters.training.sequence import mean_scores
 
 ROOT = Path(__file__).parent
 SCORED_TOKENS = 128
@@ -224,8 +224,8 @@ def scores(options: Any, model: Any, tokenizer: Any, known_set: str) -> Record:
     lengths = {"batch_size": 8, "max_length": SCORED_TOKENS}
     nats = mean_nats(model, tokenizer, [str(each.text) for each in texts], **lengths)
     return {
-        "validation": mean_scores(score_examples(model, tokenizer, validation, **lengths)),
-        "test": mean_scores(score_examples(model, tokenizer, domain["test"][: options.items], **lengths)),
+        "validation": mean_scores(score_items(model, tokenizer, validation, **lengths)),
+        "test": mean_scores(score_items(model, tokenizer, domain["test"][: options.items], **lengths)),
         "general_nats": nats,
         "general_perplexity": math.exp(nats),
         "known_right": right_choices(model, tokenizer, scored_set(known_set)["test"][: 2 * options.items]),
@@ -234,8 +234,8 @@ def scores(options: Any, model: Any, tokenizer: Any, known_set: str) -> Record:
 
 def right_choices(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[int]:
     """1 where the right choice is the likeliest, else 0."""
-    found = score_examples(model, tokenizer, examples, batch_size=8, max_length=SCORED_TOKENS)
-    return [int(bool(each.choice_correct)) for each in found]
+    found = score_items(model, tokenizer, examples, batch_size=8, max_length=SCORED_TOKENS)
+    return [int(bool(right)) for right in found.choice_accuracy]
 
 
 def scored_set(name: str) -> dict[str, list[Example]]:

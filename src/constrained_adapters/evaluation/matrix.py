@@ -209,6 +209,37 @@ def plasticity_percent(method: Rows, reference: Rows) -> float:
     return 100.0 * learned(method) / base if base else math.nan
 
 
+def intransigence(method: Rows, reference: Rows) -> float:
+    """What a method could not learn: ``I = 1/T Σ_j (a*_j - R[j, j])``.
+
+    ``a*_j`` is the score on domain j of a reference that learnt all domains at once. Chaudhry et al. take a
+    reference on the domains up to j for each j; here it is one, on all of them, scored at the end.
+
+    Args:
+        method: (T + 1) × T scores; higher is better.
+        reference: Of joint training, on the same domains in the same order.
+
+    Returns:
+        In the range of the scores' differences; below 0 the method learnt more than the reference.
+
+    Raises:
+        UsageError: The shapes differ, or a needed cell is missing.
+
+    Source: Chaudhry et al., Riemannian Walk (ECCV 2018, arXiv 1801.10112), section 3.
+
+    >>> round(intransigence([[0.0, 0.0], [0.5, 0.0], [0.2, 0.7]], [[0.0, 0.0], [0.8, 0.8], [0.8, 0.8]]), 6)
+    0.2
+    """
+    last = num_domains(reference)
+    if num_domains(method) != last or _measured(method) != _measured(reference):
+        raise UsageError(
+            "intransigence compares two methods on the same domains",
+            got=f"domains measured: {_measured(method)} and {_measured(reference)}",
+            expected="matrices of one shape with the same domains measured",
+        )
+    return _mean(_cell(reference, last, j) - _cell(method, j, j) for j in _measured(method))
+
+
 def perplexity(nats: float) -> float:
     """``exp(nats)`` of a mean loss per token; 1 is certainty; ``inf`` past the range of floats.
 

@@ -18,9 +18,11 @@ from torch import nn
 from constrained_adapters.data.examples import Example
 from constrained_adapters.data.tokens import IGNORED, encode_answer, encode_example, encode_prompt
 from constrained_adapters.errors import DataError, TrainingError
+from constrained_adapters.evaluation.items import item_keys
 from constrained_adapters.evaluation.likelihood import TokenScores, score_groups
 from constrained_adapters.evaluation.samples import special_tokens
 from constrained_adapters.models.token_tree import TokenSequence
+from constrained_adapters.results import ItemScores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -94,6 +96,42 @@ def score_examples(
         _example_score(example, group, found, number)
         for number, (example, group, found) in enumerate(zip(examples, groups, scores, strict=True), 1)
     ]
+
+
+def score_items(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    max_length: int,
+) -> ItemScores:
+    """Score examples as :func:`score_examples` does, for the record: six digits of each loss, and its key.
+
+    Args:
+        model: As there.
+        tokenizer: As there.
+        examples: As there.
+        batch_size: As there.
+        max_length: As there.
+
+    Raises:
+        DataError: As there.
+        TrainingError: As there.
+    """
+    scores = score_examples(model, tokenizer, examples, batch_size=batch_size, max_length=max_length)
+    return ItemScores(
+        keys=item_keys(examples),
+        loss=[float(f"{score.loss_nats:.6g}") for score in scores],
+        num_tokens=[score.num_tokens for score in scores],
+        exact_match=[None if score.exact is None else float(score.exact) for score in scores],
+        choice_accuracy=[
+            None if score.choice_correct is None else float(score.choice_correct) for score in scores
+        ],
+        superseded=[example.superseded for example in examples]
+        if any(e.superseded for e in examples)
+        else [],
+    )
 
 
 def mean_nats(

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from constrained_adapters.adapters.change import weight_change
 from constrained_adapters.config import MethodConfig, RunConfig
 from constrained_adapters.data.examples import Domain
 from constrained_adapters.evaluation.calibration import measured_increases
+from constrained_adapters.evaluation.intervals import summary_intervals
+from constrained_adapters.evaluation.items import METRICS, SUPERSEDED
 from constrained_adapters.evaluation.summary import summarise
+from constrained_adapters.memory.importance import module_importance
 from constrained_adapters.model.constrained import MEMORY_FILE
 from constrained_adapters.recipes import find_recipe
-from constrained_adapters.results import Curve, DomainRecord, Matrix, MethodResult, Sample
+from constrained_adapters.results import Curve, DomainRecord, ItemScores, Matrix, MethodResult, Sample
 from constrained_adapters.workspace import Workspace
-
-METRICS = ("loss", "exact_match", "choice_accuracy")
 
 
 def method_result(
@@ -35,7 +37,7 @@ def method_result(
     rows = [workspace.read_evaluation(row) for row in range(len(domains) + 1)]
     matrices: dict[str, Matrix] = {
         metric: [[row["scores"][domain.name].get(metric) for domain in domains] for row in rows]
-        for metric in METRICS
+        for metric in (*METRICS, *(f"{SUPERSEDED}{name}" for name in METRICS))
     }
     matrices = {
         name: matrix for name, matrix in matrices.items() if any(c is not None for r in matrix for c in r)
@@ -51,6 +53,7 @@ def method_result(
         )
         for number, domain in enumerate(domains, start=1)
     ]
+    items = [{name: ItemScores(**scores) for name, scores in row.get("items", {}).items()} for row in rows]
     recipe = find_recipe(method)
     # What is kept for the method as a whole: the base's memory, a running importance, a replay buffer.
     shared = sum(path.stat().st_size for path in workspace.memory.rglob("*.safetensors"))
@@ -75,6 +78,8 @@ def method_result(
         summary={**summarise(matrices, general), **totals},
         records=records,
         samples=_samples(config, domains, rows),
+        items=items[-1],
+        intervals=summary_intervals(items, [domain.name for domain in domains]),
     )
 
 
@@ -102,6 +107,9 @@ def _domain_record(
         constraint={**facts["constraint"], **mean_removed},
         predicted_increase_nats=facts["predicted_increase_nats"],
         measured_increase_nats=measured,
+        events=facts.get("events", []),
+        importance=module_importance(home / MEMORY_FILE),
+        weight_change=weight_change(home),
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from constrained_adapters.config import DomainConfig, MethodConfig, RunConfig
 from constrained_adapters.data.examples import Example, fingerprint_examples
 from constrained_adapters.data.load import load_domain
+from constrained_adapters.evaluation.summary import with_references
 from constrained_adapters.models.load import load_base
 from constrained_adapters.recipes import check_methods, find_recipe
 from constrained_adapters.results import RunResult
@@ -85,7 +86,7 @@ def run_config(config: RunConfig, *, observer: RunObserver | None = None, fresh:
         base={**base.description, "fingerprint": base.fingerprint},
         environment=environment(),
         settings=config.model_dump(mode="json"),
-        methods=results,
+        methods=with_references(results),
         ledger=[
             entry
             for method in config.methods

@@ -21,17 +21,20 @@ from constrained_adapters.config import CRMAConfig, MethodConfig, RunConfig
 from constrained_adapters.data.examples import Domain
 from constrained_adapters.data.tokens import TokenDataset, Tokens
 from constrained_adapters.evaluation.calibration import measured_increases
+from constrained_adapters.evaluation.items import mean_scores
 from constrained_adapters.evaluation.samples import generate_answers
-from constrained_adapters.evaluation.scores import mean_nats, score_examples
+from constrained_adapters.evaluation.scores import mean_nats, score_items
 from constrained_adapters.memory.reservoir import num_memory_examples, sample_rows
 from constrained_adapters.objectives import LabelledDataset, Teachers, is_plain, prepare_rows
 from constrained_adapters.recipes import find_recipe, model_config, penalty_weights
+from constrained_adapters.results import ItemScores
 from constrained_adapters.training.answers import method_objective, method_rates
 from constrained_adapters.training.domain import TrainingRecord, train_domain
 from constrained_adapters.training.learner import Learner, OneState, Rows
 from constrained_adapters.training.lessons import Lessons, Prepared
 from constrained_adapters.training.observer import RunObserver
 from constrained_adapters.training.peak import peak_memory_bytes
+from constrained_adapters.training.prevention import collapse_guards, prevented_settings
 from constrained_adapters.workspace import Workspace, atomic_directory, atomic_write_bytes, atomic_write_json
 
 TRAINING_FILE = "training.json"
@@ -119,7 +122,8 @@ class DomainSequence:
     def _train(self, number: int, name: str, home: Path) -> None:
         seed = self.config.seed * 1000 + number
         lesson = self.lessons.lesson(number)
-        objective = method_objective(self.method)
+        prevent = self.config.collapse_settings
+        objective = method_objective(self.method, prevent)
         dataset: TokenDataset | LabelledDataset = lesson.rows
         if not is_plain(objective):  # before the new adapter is there
             dataset = prepare_rows(objective, lesson.rows.tokens, self._teachers(number))
@@ -129,7 +133,7 @@ class DomainSequence:
             self.learner.module,
             self.prepared.tokenizer,
             dataset,
-            lesson.settings,
+            prevented_settings(lesson.settings, prevent),
             method=self.method.name,
             domain=name,
             learning_rate=self.method.learning_rate or lesson.settings.learning_rate,
@@ -139,6 +143,7 @@ class DomainSequence:
             in_order=lesson.in_order,
             objective=objective,
             rate_ratios=method_rates(self.method, self.learner.module, self.workspace.memory),
+            callbacks=collapse_guards(prevent, self.prepared.tokenizer, name, self.observer.message),
         )
         facts = self.learner.describe()
         if isinstance(dataset, LabelledDataset) and "stm" in find_recipe(self.method).objectives:
@@ -200,11 +205,12 @@ class DomainSequence:
         what = "scoring the base" if row == 0 else f"scoring after domain {row}"
         self.observer.stage(self.method.name, None, what)
         begun = time.perf_counter()
-        scores: dict[str, dict[str, float]] = {}
+        items: dict[str, ItemScores] = {}
         written: dict[str, list[str]] = {}
         for number, domain in enumerate(self.prepared.domains, start=1):
             known = self._known_row(row, number)
-            scores[domain.name] = known["scores"][domain.name] if known else self._score(row, number)
+            kept_items = known.get("items", {}).get(domain.name) if known else None
+            items[domain.name] = ItemScores(**kept_items) if kept_items else self._score(row, number)
             if domain in sample_domains and self.config.evaluation.num_samples:
                 kept = known["samples"].get(domain.name) if known else None
                 written[domain.name] = kept or self._write_samples(row, number)
@@ -212,8 +218,15 @@ class DomainSequence:
         if self.prepared.general_texts:
             known = self._known_row(row, 0)
             general = known["general_nats"] if known else self._general_nats(row)
-        seconds = time.perf_counter() - begun
-        self.workspace.write_evaluation(row, scores, general_nats=general, samples=written, seconds=seconds)
+        scores = {name: mean_scores(each) for name, each in items.items()}
+        self.workspace.write_evaluation(
+            row,
+            scores,
+            general_nats=general,
+            samples=written,
+            seconds=time.perf_counter() - begun,
+            items={name: each.model_dump(exclude_defaults=True) for name, each in items.items()},
+        )
         self.observer.row(self.method.name, row, scores)
 
     def _known_row(self, row: int, number: int) -> dict[str, Any] | None:
@@ -221,16 +234,14 @@ class DomainSequence:
         earlier = self.learner.shown_since(row, number)
         return self.workspace.read_evaluation(earlier) if earlier < row else None
 
-    def _score(self, row: int, number: int) -> dict[str, float]:
+    def _score(self, row: int, number: int) -> ItemScores:
         settings = self.config.evaluation
-        return mean_scores(
-            score_examples(
-                self._shown(row, number),
-                self.prepared.tokenizer,
-                getattr(self.prepared.domains[number - 1], settings.split)[: settings.max_items],
-                batch_size=settings.batch_size,
-                max_length=self.config.training.max_length_tokens,
-            )
+        return score_items(
+            self._shown(row, number),
+            self.prepared.tokenizer,
+            getattr(self.prepared.domains[number - 1], settings.split)[: settings.max_items],
+            batch_size=settings.batch_size,
+            max_length=self.config.training.max_length_tokens,
         )
 
     def _general_nats(self, row: int) -> float:
@@ -294,17 +305,6 @@ class DomainSequence:
         names = [domain.name for domain in self.prepared.domains]
         losses = [[row["scores"][name].get("loss") for name in names] for row in rows]
         return measured_increases(losses, [row["general_nats"] for row in rows], names, number)
-
-
-def mean_scores(scores: Sequence[Any]) -> dict[str, float]:
-    """Means: ``loss`` per answer token, ``exact_match`` and ``choice_accuracy`` where they are defined."""
-    tokens = sum(score.num_tokens for score in scores)
-    means = {"loss": sum(score.loss_nats * score.num_tokens for score in scores) / tokens}
-    for name, key in (("exact_match", "exact"), ("choice_accuracy", "choice_correct")):
-        known = [getattr(score, key) for score in scores if getattr(score, key) is not None]
-        if known:
-            means[name] = sum(known) / len(known)
-    return means
 
 
 def _one_or_all(weights: Mapping[Any, float]) -> float | dict[str, float]:

@@ -28,6 +28,7 @@ def test_all_keys() -> None:
         "drift_percent": pytest.approx(20.0),
         "general_perplexity_base": pytest.approx(math.exp(2.0)),
         "general_perplexity": pytest.approx(9.0),
+        "general_change_percent": pytest.approx(100 * (9.0 / math.exp(2.0) - 1)),
     }
 
 

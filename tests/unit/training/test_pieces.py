@@ -9,12 +9,10 @@ import torch
 
 from constrained_adapters.config import AdapterConfig, BaseConfig, MethodConfig, TrainingConfig
 from constrained_adapters.errors import ConfigError, UnknownNameError
-from constrained_adapters.evaluation.scores import ExampleScore
 from constrained_adapters.recipes import RECIPES, find_recipe, model_config
 from constrained_adapters.training.callbacks import WHOLE, CurveRecorder, last_whole_checkpoint
 from constrained_adapters.training.domain import check_optimizer, training_arguments
 from constrained_adapters.training.peak import peak_memory_bytes, reset_peak_memory
-from constrained_adapters.training.sequence import mean_scores
 
 
 def test_the_newest_whole_checkpoint_is_found_and_torn_ones_go(tmp_path):
@@ -74,14 +72,6 @@ def test_an_unknown_optimizer_is_told_with_the_nearest():
         UnknownNameError, match=r"'adamw_torc' \(training.optimizer\)(?s:.*)Try: +adamw_torch"
     ):
         check_optimizer("adamw_torc")
-
-
-def test_scores_are_means_over_tokens_and_over_what_is_defined():
-    scores = [
-        ExampleScore(loss_nats=1.0, num_tokens=1, exact=True, choice_correct=None),
-        ExampleScore(loss_nats=3.0, num_tokens=3, exact=False, choice_correct=True),
-    ]
-    assert mean_scores(scores) == {"loss": 2.5, "exact_match": 0.5, "choice_accuracy": 1.0}
 
 
 @pytest.mark.parametrize(

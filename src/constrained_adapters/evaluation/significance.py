@@ -1,0 +1,171 @@
+"""Is one model better than another on the same items, or is it chance? Imports no torch.
+
+Axis letters: b replicates, n items of one set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binomtest
+
+from constrained_adapters.errors import DataError
+from constrained_adapters.evaluation.intervals import (
+    Array,
+    Interval,
+    draws,
+    percentile_interval,
+    resampled_means,
+)
+from constrained_adapters.evaluation.items import METRICS, is_superseded, mean_of, weighted
+from constrained_adapters.results import ItemScores
+
+Sets = Mapping[str, ItemScores]
+RIGHT_OR_WRONG = frozenset({"exact_match", "choice_accuracy"})
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One metric of two models on the same items, mean over the sets.
+
+    Args:
+        metric: Of :data:`~constrained_adapters.evaluation.items.METRICS`.
+        first: The first model's mean.
+        second: The second's.
+        interval: 95 % bootstrap interval of ``first - second``, over items drawn in pairs.
+        p_value: Chance of a difference at least as large where there is none: of a paired bootstrap, or, for
+            metrics that are right or wrong, McNemar's exact test.
+        num_items: Items that both have.
+        only_first: Items that only the first gets right, and ``only_second``, where it is right or wrong.
+    """
+
+    metric: str
+    first: float
+    second: float
+    interval: Interval
+    p_value: float
+    num_items: int
+    only_first: int | None = None
+    only_second: int | None = None
+
+    @property
+    def difference(self) -> float:
+        """``first - second``."""
+        return self.first - self.second
+
+
+def paired_differences(first: Sets, second: Sets, *, seed: int = 0) -> list[Difference]:
+    """Compare two models on the same items, metric by metric.
+
+    Each set counts the same, as in ACC. Loss is compared only where both models read an item as as many
+    tokens. Superseded items are left out.
+
+    Args:
+        first: Items by set.
+        second: Of the same items; their order does not matter.
+        seed: Of the draws.
+
+    Raises:
+        DataError: There is nothing to compare, or the two were scored on other items.
+    """
+    if not first or not second:
+        raise DataError(
+            "there are no scores of single items to compare",
+            got="a record without them, as older versions wrote it",
+            hint="score the run again: crma eval --run DIR",
+        )
+    second = {name: _aligned(name, items, second) for name, items in first.items()}
+    counts = {name: draws(len(items.keys), seed=seed) for name, items in first.items()}
+    found = [_difference(metric, first, second, counts) for metric in METRICS]
+    return [difference for difference in found if difference is not None]
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Return the two-sided exact p-value of McNemar's test: ``X ~ Binomial(n, ½)``, n the items that differ.
+
+    Source: McNemar, Psychometrika 12 (1947); exact form, which small n need. 1 where no item differs.
+
+    >>> mcnemar(8, 1), mcnemar(0, 0)
+    (0.0390625, 1.0)
+    """
+    num = only_first + only_second
+    return float(binomtest(only_first, num, 0.5).pvalue) if num else 1.0
+
+
+def bootstrap_p(replicates: Array) -> float:
+    """Return the two-sided p-value of a difference of 0: ``2 · min(share ≤ 0, share ≥ 0)`` of its replicates.
+
+    One replicate is counted on each side, so that it is never 0 (Davison and Hinkley 1997, chapter 4).
+    """
+    num = len(replicates) + 1
+    tails = [(int((replicates <= 0).sum()) + 1) / num, (int((replicates >= 0).sum()) + 1) / num]
+    return min(1.0, 2.0 * min(tails))
+
+
+def _aligned(name: str, items: ItemScores, others: Sets) -> ItemScores:
+    other = others.get(name)
+    if other is None or set(other.keys) != set(items.keys):
+        shared = len(set(items.keys) & set(other.keys)) if other else 0
+        raise DataError(
+            "the two runs were not scored on the same items",
+            got=f"{name}: {len(items.keys)} and {len(other.keys) if other else 0} items, {shared} shared",
+            expected="the same items in both",
+            hint="score both on one file: crma eval --run DIR --data NAME=FILE",
+        )
+    place = {key: at for at, key in enumerate(other.keys)}
+    order = [place[key] for key in items.keys]
+    columns = {field: getattr(other, field) for field in ItemScores.model_fields}
+    return ItemScores(
+        **{field: [values[at] for at in order] if values else [] for field, values in columns.items()}
+    )
+
+
+def _difference(metric: str, first: Sets, second: Sets, counts: Mapping[str, Array]) -> Difference | None:
+    names, places = [], {}
+    for name, items in first.items():
+        other = second[name]
+        known = [
+            at
+            for at in range(len(items.keys))
+            if weighted(items, metric)[0][at] is not None
+            and weighted(other, metric)[0][at] is not None
+            and not is_superseded(items, at)
+        ]
+        comparable = metric != "loss" or items.num_tokens == other.num_tokens
+        if known and comparable:
+            names.append(name)
+            places[name] = known
+    if not names:
+        return None
+    means = [
+        float(np.mean([mean_of(side[name], metric, places[name]) for name in names]))
+        for side in (first, second)
+    ]
+    replicates = np.nanmean(
+        [
+            resampled_means(first[name], metric, counts[name])
+            - resampled_means(second[name], metric, counts[name])
+            for name in names
+        ],
+        axis=0,
+    )
+    pairs = [
+        (weighted(first[name], metric)[0][at], weighted(second[name], metric)[0][at])
+        for name in names
+        for at in places[name]
+    ]
+    binary = metric in RIGHT_OR_WRONG
+    wins = sum(one == 1.0 and other == 0.0 for one, other in pairs) if binary else None
+    losses = sum(one == 0.0 and other == 1.0 for one, other in pairs) if binary else None
+    return Difference(
+        metric=metric,
+        first=means[0],
+        second=means[1],
+        interval=percentile_interval(replicates) or (means[0] - means[1],) * 2,
+        p_value=bootstrap_p(replicates) if wins is None or losses is None else mcnemar(wins, losses),
+        num_items=len(pairs),
+        only_first=wins,
+        only_second=losses,
+    )
