@@ -72,7 +72,7 @@ class PreventCollapseConfig(Settings):
     residual_dropout: float = Field(default=0.1, ge=0, lt=1)
     mlp_dropout: float = Field(default=0.1, ge=0, lt=1)
     guard: bool = True
-    prompts: list[str] = Field(default_factory=list)
+    prompts: list[str] = Field(default=[])
     max_new_tokens: int = Field(default=24, ge=8)
     time_share: float = Field(default=0.1, gt=0, lt=1)
     max_checks: int = Field(default=40, ge=1)
@@ -96,8 +96,8 @@ class PreventCollapseConfig(Settings):
         different = len({prompt.strip() for prompt in self.prompts})
         if self.prompts and (different < FEWEST_PROMPTS or "" in {prompt.strip() for prompt in self.prompts}):
             raise ValueError(
-                f"{different} different prompts are too few for a stable estimate: give {FEWEST_PROMPTS} or "
-                "more, none of them empty, or leave 'prompts' out for the packaged ones"
+                f"prompts: {different} different ones are too few for a stable estimate: give "
+                f"{FEWEST_PROMPTS} or more, none of them empty, or leave 'prompts' out for the packaged ones"
             )
         return self
 

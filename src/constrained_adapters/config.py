@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from constrained_adapters.collapse_config import PreventCollapseConfig
 from constrained_adapters.setting_base import Settings
 from constrained_adapters.setting_errors import config_error
 
@@ -362,6 +363,12 @@ class RunConfig(Settings):
     methods: list[MethodConfig] = Field(default_factory=lambda: [MethodConfig(recipe="crma")], min_length=1)
     domains: list[DomainConfig] = Field(min_length=1)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    prevent_collapse: bool | PreventCollapseConfig = False
+
+    @property
+    def collapse_settings(self) -> PreventCollapseConfig | None:
+        """What ``prevent_collapse`` asks for; None where it is off."""
+        return PreventCollapseConfig() if self.prevent_collapse is True else self.prevent_collapse or None
 
     @field_validator("domains", "methods")
     @classmethod

@@ -24,7 +24,11 @@ def config_error(
         where: What is named as the place: a class, or a function from the location of a
             setting to its file and line.
     """
-    complaints = error.errors()
+    said = error.errors()
+    # Of a section that may be a word instead, a section that is wrong is no wrong word.
+    complaints = [
+        each for each in said if each["type"] != "bool_type" or not isinstance(each["input"], dict)
+    ] or said
     # A misspelt key is said before the missing one that it was meant to be.
     first = next((each for each in complaints if each["type"] == "extra_forbidden"), complaints[0])
     path = _settings_path(model, first["loc"])
@@ -62,6 +66,8 @@ def _settings_path(model: type[BaseModel], location: Location) -> Location:
     current: Any = model
     path: list[int | str] = []
     for part in location:
+        if isinstance(part, str) and (part == "bool" or part.startswith("function-")):
+            continue  # a section that may be a word instead
         path.append(part)
         if isinstance(part, int):
             continue

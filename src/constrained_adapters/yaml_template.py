@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from constrained_adapters.collapse_config import PreventCollapseConfig
 from constrained_adapters.config import (
     AdapterConfig,
     BaseConfig,
@@ -20,6 +21,7 @@ from constrained_adapters.config import (
     RunConfig,
     TrainingConfig,
 )
+from constrained_adapters.guard_config import GuardConfig
 from constrained_adapters.yaml_config import dump_value
 
 DEMO_DOMAINS = {
@@ -58,6 +60,7 @@ EXPLAINED = {
     "training.gradient_checkpointing": "trade time for memory",
     "training.optimizer": "a name that transformers.TrainingArguments(optim=...) knows",
     "training.checkpoint_every_steps": "a run that was stopped goes on from its last checkpoint",
+    "training.report_to": "trackers: tensorboard, trackio, mlflow, wandb … (installed by you)",
     "methods.recipe": "a name that 'crma methods' lists, or several: lora + replay + ewc",
     "methods.name": "name in tables and folders; empty: the recipe's",
     "methods.learning_rate": "instead of training.learning_rate",
@@ -115,6 +118,41 @@ EXPLAINED = {
     "evaluation.general_items": "how many pieces of it",
     "evaluation.num_samples": "answers per domain shown in the report, before and after",
     "evaluation.max_new_tokens": "length of those answers",
+    "guard.action": "stop; strengthen (the constraint); or roll_back (to the last good state, lower rate)",
+    "guard.max_increase": "most rise of an old domain's loss, as a share; or {law: 0.05, medicine: 0.2}",
+    "guard.every_steps": "a check is due after so many steps",
+    "guard.max_time_ratio": "most of the training's time that checks may take; a dearer one waits",
+    "guard.probe_rows": "validation examples of each domain that are looked at",
+    "guard.rate_factor": "of roll_back: the learning rate is multiplied by it each time",
+    "guard.max_actions": "after so many the next alarm stops the domain's training",
+    "prevent_collapse": "true: on; or instead of the word any of these lines",
+    "prevent_collapse.stage_ratios": "instead of training.schedule, in parts of the rate; null: that",
+    "prevent_collapse.warmup_ratio": "instead of training.warmup_ratio; null: that",
+    "prevent_collapse.label_smoothing": "where a method gives none of its own",
+    "prevent_collapse.general_ratio": "share of rows that are text of no domain",
+    "prevent_collapse.general_text": "where it comes from, as 'data' of a domain",
+    "prevent_collapse.attention_dropout": "of attention weights, while training",
+    "prevent_collapse.residual_dropout": "of what attention and MLP add to the residual stream",
+    "prevent_collapse.mlp_dropout": "of the MLP's inner activations",
+    "prevent_collapse.guard": "look at answers while training, and go back on an alarm",
+    "prevent_collapse.prompts": "at least 8 questions that are not trained on; empty: 16 packaged ones",
+    "prevent_collapse.max_new_tokens": "length of those answers; shorter where time_share asks for it",
+    "prevent_collapse.time_share": "most of the training's time that looking may take",
+    "prevent_collapse.max_checks": "most looks of a domain's training, spread evenly",
+    "prevent_collapse.check_every_steps": "fixed steps between looks; null: by time_share",
+    "prevent_collapse.min_unique_trigram_ratio": "alarm below",
+    "prevent_collapse.max_self_bleu": "alarm above",
+    "prevent_collapse.min_entropy_ratio": "alarm where entropy falls below this part of the start's",
+    "prevent_collapse.max_identical_ratio": "alarm where more of the answers are the same",
+    "prevent_collapse.max_repetition_ratio": "alarm where more of an answer repeats itself",
+    "prevent_collapse.hysteresis": "how far a measure must come back, in parts of its limit",
+    "prevent_collapse.min_signals": "measures past their limits that are an alarm at once",
+    "prevent_collapse.patience": "... looks in a row after which fewer are one",
+    "prevent_collapse.checkpoint_every_steps": "steps between healthy checkpoints; at least 4 a training",
+    "prevent_collapse.remedies": "beside going back, one more at each alarm; then it stops",
+    "prevent_collapse.rate_factor": "of lower_rate, once more at each further alarm",
+    "prevent_collapse.low_rate_steps": "how long it is lowered; at most half of the training",
+    "prevent_collapse.noise_alpha": "of embedding_noise: size of the noise on embedded tokens",
 }
 """One line for each setting: ``section.field``."""
 
@@ -125,6 +163,8 @@ SECTIONS = {
     "methods": "Each method is taught the whole sequence, and the report compares them.",
     "domains": "The sequence, in the order in which it is learnt.",
     "evaluation": "What is measured on every domain after each domain.",
+    "guard": "Watches finished domains while a new one is learnt. Off, unless a line here is active.",
+    "prevent_collapse": "Keeps a small model from ending in one phrase for every question, and rescues it.",
 }
 
 _MODELS: dict[str, type[BaseModel]] = {
@@ -134,7 +174,11 @@ _MODELS: dict[str, type[BaseModel]] = {
     "methods": MethodConfig,
     "domains": DomainConfig,
     "evaluation": EvaluationConfig,
+    "guard": GuardConfig,
+    "prevent_collapse": PreventCollapseConfig,
 }
+_SWITCHES = {"prevent_collapse": False}
+"""Sections that can be a word instead."""
 
 
 _REQUIRED = {"recipe": "crma", "name": "law"}  # shown where there is no default
@@ -156,6 +200,7 @@ def template(
     active["training"] = {"steps": 30} if demo else {"epochs": 3.0}
     active["training"]["learning_rate"] = 0.001
     active["evaluation"] = {"max_items": 60} if demo else {"split": "test"}
+    active["guard"] = {}
     sources = DEMO_DOMAINS if domains is None else domains
     entries: dict[str, list[dict[str, Any]]] = {
         "methods": [{"recipe": "lora"}, {"recipe": "crma", "learning_rate": 6e-3}],
@@ -172,8 +217,13 @@ def template(
     head = {"title": title, "output": "crma-run", "seed": 0, "private": False}
     lines += _settings(RunConfig, head, prefix="", indent="")
     for section, words in SECTIONS.items():
-        lines += ["", f"# {words}", f"{section}:"]
         model = _MODELS[section]
+        if section in _SWITCHES:
+            switch = f"{section}: {dump_value(_SWITCHES[section])}"
+            lines += ["", f"# {words}", f"{switch:<42}  # {EXPLAINED[section]}"]
+            lines += _settings(model, {}, prefix=f"{section}.", indent="  ")
+            continue
+        lines += ["", f"# {words}", f"{section}:"]
         if section in active:
             lines += _settings(model, active[section], prefix=f"{section}.", indent="  ")
             continue
@@ -189,7 +239,7 @@ def _settings(
 ) -> list[str]:
     lines: list[str] = []
     for name, field in model.model_fields.items():
-        if f"{prefix}{name}" not in EXPLAINED:
+        if f"{prefix}{name}" not in EXPLAINED or name in SECTIONS:
             continue  # a section of its own
         default = _REQUIRED.get(name) if field.is_required() else field.get_default(call_default_factory=True)
         value = dump_value(active.get(name, default))

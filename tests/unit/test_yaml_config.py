@@ -9,11 +9,13 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from constrained_adapters.collapse_config import PreventCollapseConfig
 from constrained_adapters.config import DomainConfig, MethodConfig, RunConfig
 from constrained_adapters.errors import ConfigError
 from constrained_adapters.yaml_config import absolute_source, dump_config, dump_value, read_config
 from constrained_adapters.yaml_template import EXPLAINED, template
 
+SWITCHED = {"prevent_collapse": PreventCollapseConfig}
 DOMAINS = "domains:\n  - {name: law, data: law.jsonl}\n"
 
 
@@ -220,9 +222,11 @@ def test_a_dumped_value_reads_back_the_same(value):
 def fields(model: type[BaseModel], prefix: str = "") -> set[str]:
     names = set()
     for name, field in model.model_fields.items():
-        inner = {"methods": MethodConfig, "domains": DomainConfig}.get(name, field.annotation)
+        of_lists = {"methods": MethodConfig, "domains": DomainConfig, **SWITCHED}
+        inner = of_lists.get(name, field.annotation)
         nested = isinstance(inner, type) and issubclass(inner, BaseModel)
         names |= fields(inner, f"{name}.") if nested else {prefix + name}
+        names |= {name} & set(SWITCHED)
     return names
 
 
@@ -241,11 +245,14 @@ def test_the_demo_reads_as_it_stands(read):
 
 def test_what_the_template_shows_as_default_is_the_default():
     sections = {name: field.annotation for name, field in RunConfig.model_fields.items()}
-    sections |= {"methods": MethodConfig, "domains": DomainConfig}
+    sections |= {"methods": MethodConfig, "domains": DomainConfig, **SWITCHED}
     section, shown, active = "", {}, set()
     for line in template().splitlines():
         if found := re.fullmatch(r"(\w+):", line):
             section = found[1]
+        elif (switch := line.partition(":")[0]) in SWITCHED:
+            section = switch
+            active.add(switch)
         elif found := re.fullmatch(r"  # (?:- |  )?(\w+): (\S.*?) {2,}# \S.*", line):
             shown[section, found[1]] = yaml.safe_load(found[2])
         elif found := re.fullmatch(r"(  )?(\w+): .* {2,}# \S.*", line):
@@ -262,3 +269,30 @@ def test_own_domains_keep_their_order_and_odd_paths(read):
     assert [domain.name for domain in config.domains] == ["Право", "no"]
     assert Path(config.domains[0].data).name == "данные, 1}.jsonl"
     assert (config.base.model, config.training.epochs) == ("owner/model", 3.0)
+
+
+def test_prevent_collapse_is_a_word_or_a_section(read):
+    assert read(DOMAINS).collapse_settings is None
+    assert read(f"{DOMAINS}prevent_collapse: true\n").collapse_settings == PreventCollapseConfig()
+    config = read(f"{DOMAINS}prevent_collapse:\n  label_smoothing: 0.2\n")
+    assert config.collapse_settings.label_smoothing == 0.2
+    assert read(dump_config(config)) == config
+
+
+def test_a_misspelt_setting_of_prevent_collapse_is_named(refusal):
+    error = refusal(f"{DOMAINS}prevent_collapse:\n  time_shar: 0.2\n")
+    assert (error.what, error.hint) == ("no setting named 'time_shar'", "time_share")
+    assert error.got == "prevent_collapse.time_shar (crma.yaml, line 4)"
+
+
+def test_too_few_prompts_say_how_many_are_needed(refusal):
+    error = refusal(f"{DOMAINS}prevent_collapse:\n  prompts: [why, how, how]\n")
+    assert error.what.startswith(
+        "prompts: 2 different ones are too few for a stable estimate: give 8 or more"
+    )
+
+
+def test_a_wrong_word_for_prevent_collapse_is_met_with_both_forms(refusal):
+    error = refusal(f"{DOMAINS}prevent_collapse: maybe\n")
+    assert error.got == "prevent_collapse = 'maybe' (crma.yaml, line 3)"
+    assert "a section" in error.expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -63,6 +64,7 @@ class PreventCollapse(TrainerCallback):
     Args:
         config: All settings; or give single ones.
         tokenizer: Needed where the Trainer has no ``processing_class``.
+        tell: Told of each return to a checkpoint, and of the end; a warning where none is given.
         settings: Of :class:`~constrained_adapters.collapse_config.PreventCollapseConfig`.
 
     Raises:
@@ -74,6 +76,7 @@ class PreventCollapse(TrainerCallback):
         config: PreventCollapseConfig | None = None,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        tell: Callable[[str], None] | None = None,
         **settings: Any,
     ) -> None:
         if config is not None and settings:
@@ -88,7 +91,7 @@ class PreventCollapse(TrainerCallback):
         """What happened, in order: ``step``, ``guard``, ``action``, ``reason``, ``numbers``."""
         self.watch: AnswerWatch | None = None
         """The readings; None before training begins."""
-        self._tokenizer = tokenizer
+        self._tokenizer, self._tell = tokenizer, tell or _warn
         self._trainer: Any = None
         self._places: HealthyCheckpoints | None = None
         self._standing = _Standing()
@@ -159,8 +162,9 @@ class PreventCollapse(TrainerCallback):
         self.events.append(event)
         if stops:
             _restore(trainer, str(place))
-            warnings.warn(self.report(), stacklevel=3)
+            self._tell(self.report())
             return None
+        self._tell(_line(event))
         self._apply(remedies, step, trainer)
         self._write_state()
         return place
@@ -287,15 +291,7 @@ class PreventCollapse(TrainerCallback):
 
     def report(self) -> str:
         """What happened, for people, a line an event."""
-        lines = []
-        for event in self.events:
-            done = {
-                "suspected": "suspected",
-                "rolled_back": f"collapsed; back to step {event.get('to_step')} with "
-                f"{', '.join(event.get('remedies', ())) or 'nothing changed'}",
-                "stopped": f"collapsed again; training stopped with the model of step {event.get('to_step')}",
-            }[event["action"]]
-            lines.append(f"step {event['step']}: {done} ({event['reason']})")
+        lines = [_line(event) for event in self.events]
         if self.events and self.events[-1]["action"] == "stopped":
             lines.append("Try: a lower learning rate, more varied data, or fewer steps")
         return "\n".join(["collapse guard:", *lines]) if lines else "collapse guard: nothing happened"
@@ -371,6 +367,22 @@ class PreventCollapse(TrainerCallback):
         except (OSError, ValueError):
             return None
         return found
+
+
+def _line(event: Mapping[str, Any]) -> str:
+    """An event for people."""
+    to_step = event.get("to_step")
+    changed = ", ".join(name.replace("_", " ") for name in event.get("remedies", ())) or "nothing changed"
+    done = {
+        "suspected": "answers become alike",
+        "rolled_back": f"answers have collapsed; back to step {to_step} with {changed}",
+        "stopped": f"answers have collapsed again; training ends with the model of step {to_step}",
+    }[event["action"]]
+    return f"step {event['step']}: {done} ({event['reason']})"
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=3)
 
 
 def _restore(trainer: Any, place: str) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from constrained_adapters.collapse_config import PreventCollapseConfig
 from constrained_adapters.config import MethodConfig
 from constrained_adapters.memory.diagonal import DiagonalMemory
 from constrained_adapters.objectives import Objective, make_objective
 from constrained_adapters.recipes import find_recipe
 from constrained_adapters.schedules import SLOWEST_RATIO, importance_ratios
 from constrained_adapters.training.penalties import IMPORTANCE, trained_weights
+from constrained_adapters.training.prevention import prevented_smoothing
 
 _ARGUMENTS = {
     "distillation": {"temperature": "distillation_temperature", "top_k": "distillation_top_k"},
@@ -33,13 +35,13 @@ def method_rates(method: MethodConfig, model: Any, memory_folder: Path) -> dict[
     )
 
 
-def method_objective(method: MethodConfig) -> Objective:
-    """What a method minimises."""
+def method_objective(method: MethodConfig, prevent: PreventCollapseConfig | None = None) -> Objective:
+    """What a method minimises; ``prevent`` smooths its labels where the method does not say how much."""
     names = find_recipe(method).objectives
     weight = method.distillation_weight
     return make_objective(
         names,
-        label_smoothing=method.label_smoothing or 0.0,
+        label_smoothing=prevented_smoothing(method, prevent),
         weights={} if weight is None else {"distillation": weight},
         settings={
             name: {

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
@@ -40,9 +40,10 @@ _SCHEDULES = {
 
 @dataclass
 class TrainingRecord:
-    """What training one domain left behind: curves by name, each (steps, values)."""
+    """What training one domain left behind: curves by name, each (steps, values), and guards' events."""
 
     curves: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     step_seconds: float = 0.0
 
@@ -62,6 +63,7 @@ def train_domain(
     in_order: bool = False,
     objective: Objective | None = None,
     rate_ratios: Mapping[str, float] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainingRecord:
     """Train the model's trainable parameters; go on from the last whole checkpoint in ``folder``.
 
@@ -79,6 +81,7 @@ def train_domain(
         in_order: Take the rows as they stand instead of shuffling them.
         objective: What is minimised; cross-entropy where none is given.
         rate_ratios: By name of a parameter, its rate in parts of the rate; 1 where none is given.
+        callbacks: Further ones, such as guards; the ``curves`` and ``events`` of a guard are recorded.
 
     Raises:
         TrainingError: The loss is not finite, or memory ran out.
@@ -105,7 +108,7 @@ def train_domain(
             ),
             train_dataset=dataset,
             data_collator=_collator(tokenizer, collate_labelled if prepared else collate),
-            callbacks=[recorder, ProgressTeller(observer, method, domain), CheckpointSealer()],
+            callbacks=[recorder, ProgressTeller(observer, method, domain), CheckpointSealer(), *callbacks],
         )
         _drop_printing(trainer)
         checkpoint = last_whole_checkpoint(folder)
@@ -218,6 +221,10 @@ def _record(trainer: Trainer, domain: str) -> TrainingRecord:
     for name, values in recorder.curves.items():
         if name != "seconds":
             record.curves[name] = (recorder.step_numbers[-len(values) :], values)
+    for callback in trainer.callback_handler.callbacks:
+        if hasattr(callback, "events") and hasattr(callback, "curves"):
+            record.curves |= callback.curves
+            record.events += callback.events
     record.seconds = sum(seconds)
     record.step_seconds = sorted(seconds)[len(seconds) // 2] if seconds else 0.0
     return record

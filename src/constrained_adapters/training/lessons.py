@@ -96,8 +96,13 @@ class Lessons:
         self._golden: Sequence[Tokens] = ()
         self.fingerprint = ""
         """Of the text that is mixed in; empty where none is."""
+        self._ratios = dict(mixed_ratios(method, self._recipe))
+        prevent = config.collapse_settings if self._recipe.trained != "nothing" else None
         if "general_text" in self._recipe.rehearsals:
             self._general = self._from(method.general_text or GENERAL_TEXT)
+        elif prevent is not None and prevent.general_ratio > 0.0:
+            self._general = self._from(prevent.general_text)
+            self._ratios["general_text"] = prevent.general_ratio
         if method.golden_set is not None:
             self._golden = self._from(method.golden_set)
 
@@ -188,7 +193,7 @@ class Lessons:
             rows["generated"] = self._written.all_rows
         return [
             Source(name.replace("_", " "), rows[name], ratio)
-            for name, ratio in mixed_ratios(self._method, self._recipe).items()
+            for name, ratio in self._ratios.items()
             if rows[name] and ratio > 0.0
         ]
 

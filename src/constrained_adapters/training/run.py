@@ -49,6 +49,10 @@ def run_config(config: RunConfig, *, observer: RunObserver | None = None, fresh:
         config = config.model_copy(update={"evaluation": evaluation})
     check_methods(config)
     check_optimizer(config.training.optimizer)
+    check_trackers(config.training.report_to)
+    for method in config.methods if config.guard is not None else ():
+        if not can_be_guarded(method):
+            observer.message(f"{method.name}: nothing for the guard to watch, each domain has a model of its own")
     domains = tuple(load_domain(domain, config.seed) for domain in config.domains)
     for domain in domains:
         for note in domain.notes:
@@ -115,14 +119,16 @@ def _fixed_settings(
     config: RunConfig, method: MethodConfig, prepared: Prepared, lessons: Lessons
 ) -> dict[str, Any]:
     """What the numbers of a method depend on; texts by what they say, so that a run's folder can be moved."""
+    prevent = config.collapse_settings
     return {
         "seed": config.seed,
         "adapter": config.adapter.model_dump(mode="json"),
-        "training": config.training.model_dump(mode="json"),
+        "training": config.training.model_dump(mode="json", exclude={"report_to"}),
         "evaluation": config.evaluation.model_dump(mode="json", exclude={"general"}),
         "general_texts": fingerprint_examples([Example(text=text) for text in prepared.general_texts]),
         "method": method.model_dump(mode="json", exclude={"general_text", "golden_set"}),
         "mixed_texts": lessons.fingerprint or None,
+        **({"prevent_collapse": prevent.model_dump(mode="json")} if prevent else {}),
         "domains": [{"name": domain.name, "fingerprint": domain.fingerprint} for domain in prepared.domains],
     }
 
