@@ -20,6 +20,7 @@ from constrained_adapters.serving.prompts import encode_prompts, new_tokens
 from constrained_adapters.serving.registry import AUTO, BASE, ModelRegistry, unknown_model
 from constrained_adapters.serving.replies import Collected, ReplyWriter
 from constrained_adapters.serving.requests import ChatRequest, GenerationBody
+from constrained_adapters.serving.routes import Route
 from constrained_adapters.serving.scheduler import Scheduler
 from constrained_adapters.serving.settings import ServeSettings
 from constrained_adapters.serving.slots import slot_bytes
@@ -28,9 +29,6 @@ from constrained_adapters.serving.worker import ModelThread
 
 if TYPE_CHECKING:
     from constrained_adapters.model.crma import CRMAModel
-
-Route = Callable[["CRMAModel", list[int], str], Choice]
-"""Picks the domains for a prompt: its token ids, and the last turn of the user as text."""
 
 DEFAULT_CONTEXT = 2048
 
@@ -181,9 +179,7 @@ class LocalEngine:
         longest = max(map(len, prompts))
         return new_tokens(request, longest, self.context_tokens, self.settings.max_new_tokens)
 
-    def _begin(
-        self, request: GenerationBody, choice: Choice
-    ) -> tuple[_Pieces, int, int]:
+    def _begin(self, request: GenerationBody, choice: Choice) -> tuple[_Pieces, int, int]:
         """Put the answers of a request into the line; return their pieces, and how many tokens and answers."""
         prompts = encode_prompts(request, self._front_tokenizer, self._num_tokens)
         most = self._check_length(request, prompts)
@@ -228,7 +224,7 @@ class LocalEngine:
     def _routed(self, ids: list[int], text: str) -> Choice:
         assert self._route is not None
         self._scheduler.decoder.release()
-        return self._route(self._model, ids, text)
+        return self._route(ids, text)
 
     def _load(self, name: str, folder: Path) -> None:
         self._scheduler.decoder.release()

@@ -87,9 +87,7 @@ def _conversation(request: ChatRequest, tokenizer: Any) -> str:
             param="messages",
         )
     try:
-        return str(
-            tokenizer.apply_chat_template(request.turns(), tokenize=False, add_generation_prompt=True)
-        )
+        return str(tokenizer.apply_chat_template(request.turns(), tokenize=False, add_generation_prompt=True))
     except TemplateError as error:
         roles = ", ".join(each.role for each in request.messages[:20])
         raise RequestError(

@@ -70,7 +70,9 @@ class ModelThread:
             self._run_calls()
             stopping = self._give_up_at is not None
             if stopping and (not self.scheduler.has_work() or time.monotonic() > (self._give_up_at or 0)):
-                self.scheduler.fail_all(StoppingError("the server was stopped before the answer was finished"))
+                self.scheduler.fail_all(
+                    StoppingError("the server was stopped before the answer was finished")
+                )
                 self._run_calls()
                 return
             try:

@@ -1,0 +1,115 @@
+"""From a finished run to a server: which engine computes, what it costs, and off it goes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from constrained_adapters.errors import ConfigError, UnknownNameError
+from constrained_adapters.model.opened import open_workspace
+from constrained_adapters.serving.app import create_app
+from constrained_adapters.serving.engine import Engine
+from constrained_adapters.serving.gate import log_to_stderr
+from constrained_adapters.serving.local import LocalEngine
+from constrained_adapters.serving.routes import run_router
+from constrained_adapters.serving.server import listen, run_app
+from constrained_adapters.serving.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from constrained_adapters.workspace import Workspace
+
+Say = Callable[[str], None]
+ENGINES = ("auto", "local", "vllm")
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Where to listen and who computes.
+
+    Args:
+        host: Address.
+        port: 0 takes a free one.
+        engine: ``local``, ``vllm`` or ``auto``.
+        upstream: Address of a server that runs already; it computes then.
+        upstream_model: Name of the base there; None takes its first model.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    engine: str = "local"
+    upstream: str | None = None
+    upstream_model: str | None = None
+
+
+def launch(workspace: Workspace, options: ServeOptions, settings: ServeSettings, *, say: Say) -> None:
+    """Serve a run until the process is told to stop.
+
+    Args:
+        workspace: Of the finished run.
+        options: Where, and by which engine.
+        settings: Limits and access.
+        say: Told what was chosen and why, a line at a time.
+
+    Raises:
+        UsageError: The address is taken, or there is no such engine.
+        ConstrainedAdaptersError: The run cannot be opened, or the engine does not start.
+    """
+    if options.engine not in ENGINES:
+        raise UnknownNameError.of("engine", options.engine, ENGINES, where="--engine")
+    with listen(options.host, options.port) as taken:
+        log_to_stderr()
+        engine, base_name = make_engine(workspace, options, settings, say)
+        app = create_app(engine, settings, base_name=base_name)
+        host, port = taken.getsockname()[:2]
+        names = ["base", *(["auto"] if engine.routes() else []), *engine.models()]
+        say(f"models: {', '.join(names)}")
+        if not settings.api_keys and host not in ("127.0.0.1", "::1"):
+            say("anybody who reaches this address may ask: --api-key KEY (or CRMA_API_KEYS) changes that")
+        shown = f"[{host}]" if ":" in host else host
+        say(f"serving at http://{shown}:{port}/ (OpenAI's API under /v1)")
+        run_app(app, taken, stop_seconds=settings.stop_seconds)
+
+
+def make_engine(
+    workspace: Workspace, options: ServeOptions, settings: ServeSettings, say: Say
+) -> tuple[Engine, str]:
+    """The engine that the options ask for, and the base's name."""
+    return _local(workspace, settings, say)
+
+
+def _local(workspace: Workspace, settings: ServeSettings, say: Say) -> tuple[Engine, str]:
+    opened = open_workspace(workspace)
+    described = opened.base.description
+    say(f"base: {described['model']}, {described['dtype']} on {described['device']}")
+    route = run_router(opened.workspace, opened.base, say)
+    engine = LocalEngine(opened.model, opened.tokenizer, opened.adapters, settings, route)
+    check_memory(engine.kv_bytes, opened.model.device)
+    say(
+        f"keys and values: {engine.kv_bytes / 1e6:.0f} MB "
+        f"({settings.slots} slots of {engine.context_tokens} tokens)"
+    )
+    return engine, str(described["model"])
+
+
+def check_memory(num_bytes: int, device: torch.device) -> None:
+    """Check that the keys and values will fit, rather than fail when many ask at once.
+
+    Raises:
+        ConfigError: They need more memory than is free.
+    """
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    elif "SC_AVPHYS_PAGES" in os.sysconf_names:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        return
+    if num_bytes > free:
+        raise ConfigError(
+            "there is not enough memory for the keys and values of all slots",
+            got=f"{num_bytes / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free on {device}",
+            hint="fewer --slots, or a smaller --context",
+        )
