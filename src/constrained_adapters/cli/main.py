@@ -17,6 +17,7 @@ from constrained_adapters.cli.assets import assets
 from constrained_adapters.cli.benchmark import benchmark
 from constrained_adapters.cli.compare import compare
 from constrained_adapters.cli.data import data
+from constrained_adapters.cli.eval import evaluate
 from constrained_adapters.cli.export import export
 from constrained_adapters.cli.failures import print_interrupted, set_debug, with_failures
 from constrained_adapters.cli.init import init
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 for _command in (init, data, methods, assets, run, status, report, compare, serve, benchmark):
     app.command()(with_failures(_command))
+app.command("eval")(with_failures(evaluate))
 app.add_typer(export, name="export")
 
 

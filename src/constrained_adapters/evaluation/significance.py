@@ -143,7 +143,7 @@ def _difference(metric: str, first: Sets, second: Sets, counts: Mapping[str, Arr
         float(np.mean([mean_of(side[name], metric, places[name]) for name in names]))
         for side in (first, second)
     ]
-    replicates = np.nanmean(
+    replicates = np.mean(
         [
             resampled_means(first[name], metric, counts[name])
             - resampled_means(second[name], metric, counts[name])
@@ -151,6 +151,7 @@ def _difference(metric: str, first: Sets, second: Sets, counts: Mapping[str, Arr
         ],
         axis=0,
     )
+    replicates = replicates[np.isfinite(replicates)]  # a draw may hold no item that counts
     pairs = [
         (weighted(first[name], metric)[0][at], weighted(second[name], metric)[0][at])
         for name in names
