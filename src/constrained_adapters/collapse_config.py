@@ -73,7 +73,7 @@ class PreventCollapseConfig(Settings):
     mlp_dropout: float = Field(default=0.1, ge=0, lt=1)
     guard: bool = True
     prompts: list[str] = Field(default=[])
-    max_new_tokens: int = Field(default=24, ge=8)
+    max_new_tokens: int = Field(default=16, ge=8)
     time_share: float = Field(default=0.1, gt=0, lt=1)
     max_checks: int = Field(default=40, ge=1)
     check_every_steps: int | None = Field(default=None, ge=1)

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from constrained_adapters.collapse_config import PreventCollapseConfig
+from constrained_adapters.guard_config import GuardConfig
 from constrained_adapters.setting_base import Settings
 from constrained_adapters.setting_errors import config_error
 
@@ -259,6 +260,7 @@ class TrainingConfig(Settings):
     gradient_checkpointing: bool = False
     optimizer: str = "adamw_torch"
     checkpoint_every_steps: int = Field(default=100, ge=1)
+    report_to: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _length(self) -> Self:
@@ -363,6 +365,7 @@ class RunConfig(Settings):
     methods: list[MethodConfig] = Field(default_factory=lambda: [MethodConfig(recipe="crma")], min_length=1)
     domains: list[DomainConfig] = Field(min_length=1)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    guard: GuardConfig | None = None
     prevent_collapse: bool | PreventCollapseConfig = False
 
     @property

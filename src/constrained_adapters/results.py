@@ -92,6 +92,9 @@ class DomainRecord(_Record):
     """Per adapted module: Frobenius norm of what the domain's adapter adds to its weights."""
     events: list[dict[str, Any]] = Field(default_factory=list)
     """What guards did in training: each with ``step``, ``guard``, ``action``, ``reason`` and figures."""
+    guard: dict[str, float] = Field(default_factory=dict)
+    """Of the forgetting guard: ``learnt_nats``, the loss on the rows that later guards watch, and
+    ``time_ratio``, the share of the training's time that its checks took; empty without one."""
 
 
 class MethodResult(_Record):

@@ -239,7 +239,7 @@ def _settings(
 ) -> list[str]:
     lines: list[str] = []
     for name, field in model.model_fields.items():
-        if f"{prefix}{name}" not in EXPLAINED or name in SECTIONS:
+        if f"{prefix}{name}" not in EXPLAINED or (not prefix and name in SECTIONS):
             continue  # a section of its own
         default = _REQUIRED.get(name) if field.is_required() else field.get_default(call_default_factory=True)
         value = dump_value(active.get(name, default))

@@ -35,6 +35,9 @@ class AnswerWatch:
         self.clock = TimeShare(config.time_share, config.max_new_tokens, config.max_checks)
         self.start: FixedAnswers | None = None
         self.readings: list[Reading] = []
+        """Of the training as it stands: without those of steps that are undone."""
+        self.history: list[Reading] = []
+        """All of this process, in the order of time."""
         self.texts: dict[int, list[str]] = {}
         """What was written at each check of this process, by step; never on disk."""
         self._due: int | None = None
@@ -50,7 +53,7 @@ class AnswerWatch:
         self.clock.note_check(answers.seconds, len(answers.entropies))
         self.start = answers
         self.texts[step] = self._prompts.texts(answers)
-        self.readings.append(self._reading(answers, step, self._config.max_new_tokens))
+        self._note(self._reading(answers, step, self._config.max_new_tokens))
         self._due = None
 
     def is_due(self, step: int, num_steps: int) -> bool:
@@ -74,7 +77,7 @@ class AnswerWatch:
         self.clock.note_check(answers.seconds, len(answers.entropies))
         reading = self._reading(answers, step, self._num_tokens)
         verdict = self.detector.judge(reading, self.start_reading(self._num_tokens))
-        self.readings.append(reading)
+        self._note(reading)
         self.texts[step] = self._prompts.texts(answers)
         self._plan(step, num_steps, sooner=verdict.state == "suspect")
         return verdict
@@ -133,6 +136,10 @@ class AnswerWatch:
         self.detector.streak = kept["detector"]["streak"]
         for name, value in kept["clock"].items():
             setattr(self.clock, name, value)
+
+    def _note(self, reading: Reading) -> None:
+        self.readings.append(reading)
+        self.history.append(reading)
 
     def _plan(self, step: int, num_steps: int, *, sooner: bool = False) -> None:
         plan = self.clock.plan(step, num_steps, sooner=sooner)

@@ -140,7 +140,7 @@ class PreventCollapse(TrainerCallback):
         """Where the training goes on after an alarm; None where it is over."""
         assert self._places is not None
         if self._alarm is None:
-            self._places.clear()
+            self._finish(trainer.state.global_step)
             return None
         alarm, self._alarm = self._alarm, None
         assert self.watch is not None
@@ -162,6 +162,7 @@ class PreventCollapse(TrainerCallback):
         self.events.append(event)
         if stops:
             _restore(trainer, str(place))
+            self._finish(step)
             self._tell(self.report())
             return None
         self._tell(_line(event))
@@ -292,7 +293,7 @@ class PreventCollapse(TrainerCallback):
     def report(self) -> str:
         """What happened, for people, a line an event."""
         lines = [_line(event) for event in self.events]
-        if self.events and self.events[-1]["action"] == "stopped":
+        if any(event["action"] == "stopped" for event in self.events):
             lines.append("Try: a lower learning rate, more varied data, or fewer steps")
         return "\n".join(["collapse guard:", *lines]) if lines else "collapse guard: nothing happened"
 
@@ -307,13 +308,8 @@ class PreventCollapse(TrainerCallback):
                 self._saving = control.should_save = True
             return
         last = self.watch.readings[-1]
-        event = {
-            "step": step,
-            "guard": "collapse",
-            "action": "suspected",
-            "reason": verdict.reason(last, self.watch.start_reading(last.num_tokens)),
-            "numbers": self.watch.numbers(),
-        }
+        reason = verdict.reason(last, self.watch.start_reading(last.num_tokens))
+        event = _event(step, "suspected", reason, self.watch.numbers())
         if verdict.state == "suspect":
             self.events.append(event)
             return
@@ -344,6 +340,17 @@ class PreventCollapse(TrainerCallback):
             dataset = reordered(self._dataset, seed=standing.order_seed, num_done=standing.rows_done)
             trainer.train_dataset = self._dataset if dataset is None else dataset
 
+    def _finish(self, step: int) -> None:
+        """Write down what looking cost, and give the room on disk back."""
+        assert self._places is not None
+        self._places.clear()
+        if self.watch is None:
+            return
+        clock, number = self.watch.clock, len(self.watch.history)
+        reason = f"{number} looks at the answers took {clock.taken:.1%} of the time"
+        numbers = {"checks": number, "seconds": clock.spent, "time_ratio": clock.taken}
+        self.events.append(_event(step, "finished", reason, numbers))
+
     def _take_off(self) -> None:
         while self._hooks:
             self._hooks.pop().remove()
@@ -369,6 +376,10 @@ class PreventCollapse(TrainerCallback):
         return found
 
 
+def _event(step: int, action: str, reason: str, numbers: Mapping[str, float]) -> dict[str, Any]:
+    return {"step": step, "guard": "collapse", "action": action, "reason": reason, "numbers": dict(numbers)}
+
+
 def _line(event: Mapping[str, Any]) -> str:
     """An event for people."""
     to_step = event.get("to_step")
@@ -377,6 +388,7 @@ def _line(event: Mapping[str, Any]) -> str:
         "suspected": "answers become alike",
         "rolled_back": f"answers have collapsed; back to step {to_step} with {changed}",
         "stopped": f"answers have collapsed again; training ends with the model of step {to_step}",
+        "finished": "the end",
     }[event["action"]]
     return f"step {event['step']}: {done} ({event['reason']})"
 

@@ -19,7 +19,8 @@ class FiguresCallback(TrainerCallback, ABC):
 
     def add_to(self, trainer: Trainer) -> Self:
         """Put this callback in front of the trainer's others."""
-        trainer.callback_handler.callbacks.insert(0, self)
+        others = [each for each in trainer.callback_handler.callbacks if each is not self]
+        trainer.callback_handler.callbacks[:] = [self, *others]
         return self
 
     @abstractmethod

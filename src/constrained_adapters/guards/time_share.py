@@ -47,7 +47,7 @@ class TimeShare:
     share: float
     max_tokens: int
     max_checks: int
-    wanted: int = 6
+    wanted: int = 4
     spent: float = 0.0
     train_seconds: float = 0.0
     per_token: float = 0.0
@@ -67,6 +67,11 @@ class TimeShare:
     def note_other(self, seconds: float) -> None:
         """Something else that the guard did, such as writing a checkpoint."""
         self.spent += seconds
+
+    @property
+    def taken(self) -> float:
+        """The guard's share of the time so far, 0 … 1."""
+        return self.spent / max(self.spent + self.train_seconds, 1e-9)
 
     def cost(self, num_tokens: int) -> float:
         """Seconds that a check is likely to take."""

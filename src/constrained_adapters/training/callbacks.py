@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from constrained_adapters.guards.figures import FiguresCallback
 from constrained_adapters.training.observer import RunObserver
 
 WHOLE = "whole"
@@ -83,3 +84,12 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
         else:
             shutil.rmtree(path, ignore_errors=True)
     return max(whole)[1] if whole else None
+
+
+class ConstraintFigures(FiguresCallback):
+    """Logs what the constraints measured at the last step, such as conflict and removed share."""
+
+    def figures(self, model: Any) -> dict[str, float]:
+        """``constraint/NAME``; empty where nothing binds the steps."""
+        measured = getattr(model, "last_measurements", {})
+        return {f"constraint/{name}": float(value) for name, value in measured.items()}

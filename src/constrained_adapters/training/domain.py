@@ -18,15 +18,18 @@ from transformers.utils import logging
 from constrained_adapters.config import TrainingConfig
 from constrained_adapters.data.tokens import TokenDataset, collate
 from constrained_adapters.errors import TrainingError, UnknownNameError
+from constrained_adapters.guards.figures import FiguresCallback
 from constrained_adapters.objectives import CrossEntropy, LabelledDataset, Objective, collate_labelled
 from constrained_adapters.training.callbacks import (
     CheckpointSealer,
+    ConstraintFigures,
     CurveRecorder,
     ProgressTeller,
     last_whole_checkpoint,
 )
 from constrained_adapters.training.objective_trainer import ObjectiveTrainer
 from constrained_adapters.training.observer import RunObserver
+from constrained_adapters.training.trackers import tensorboard_in
 from constrained_adapters.workspace.atomic import disk_errors
 
 # By names of transformers; of a staged one ObjectiveTrainer makes the rates.
@@ -44,6 +47,7 @@ class TrainingRecord:
 
     curves: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
+    guard: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     step_seconds: float = 0.0
 
@@ -64,6 +68,7 @@ def train_domain(
     objective: Objective | None = None,
     rate_ratios: Mapping[str, float] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    trackers: Path | None = None,
 ) -> TrainingRecord:
     """Train the model's trainable parameters; go on from the last whole checkpoint in ``folder``.
 
@@ -82,6 +87,7 @@ def train_domain(
         objective: What is minimised; cross-entropy where none is given.
         rate_ratios: By name of a parameter, its rate in parts of the rate; 1 where none is given.
         callbacks: Further ones, such as guards; the ``curves`` and ``events`` of a guard are recorded.
+        trackers: Where TensorBoard's files go; beside the checkpoints where none is given.
 
     Raises:
         TrainingError: The loss is not finite, or memory ran out.
@@ -90,10 +96,12 @@ def train_domain(
     folder.mkdir(parents=True, exist_ok=True)
     recorder = CurveRecorder()
     prepared = isinstance(dataset, LabelledDataset)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), tensorboard_in(trackers or folder / "trackers"):
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
         trainer = ObjectiveTrainer(
             objective=objective or CrossEntropy(),
+            domain=domain,
+            decode=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
             share_prefixes=settings.share_prefixes,
             stage_ratios=settings.stage_ratios,
             rate_ratios=rate_ratios,
@@ -105,12 +113,14 @@ def train_domain(
                 folder=folder,
                 on_cpu=model.get_input_embeddings().weight.device.type == "cpu",
                 in_order=in_order,
+                run_name=f"{method}: {domain}",
             ),
             train_dataset=dataset,
             data_collator=_collator(tokenizer, collate_labelled if prepared else collate),
             callbacks=[recorder, ProgressTeller(observer, method, domain), CheckpointSealer(), *callbacks],
         )
         _drop_printing(trainer)
+        _log_figures_first(trainer)
         checkpoint = last_whole_checkpoint(folder)
         try:
             with disk_errors(folder), _without_bars():
@@ -143,6 +153,7 @@ def training_arguments(
     folder: Path,
     on_cpu: bool,
     in_order: bool = False,
+    run_name: str | None = None,
 ) -> TrainingArguments:
     """Translate ``training:`` of crma.yaml into Trainer's own arguments; ``on_cpu`` is where the base is."""
     steps = settings.steps
@@ -170,7 +181,8 @@ def training_arguments(
         seed=seed,
         data_seed=seed,
         train_sampling_strategy="sequential" if in_order else "random",
-        report_to="none",
+        report_to=settings.report_to or "none",
+        run_name=run_name,
         disable_tqdm=True,
         restore_callback_states_from_checkpoint=True,
         remove_unused_columns=False,
@@ -199,6 +211,13 @@ def _drop_printing(trainer: Trainer) -> None:
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
+
+
+def _log_figures_first(trainer: Trainer) -> None:
+    """What adds figures to the logs stands before the trackers, which take them as they are then."""
+    figures = [each for each in trainer.callback_handler.callbacks if isinstance(each, FiguresCallback)]
+    for callback in [ConstraintFigures(), *figures]:
+        callback.add_to(trainer)
 
 
 def _record(trainer: Trainer, domain: str) -> TrainingRecord:

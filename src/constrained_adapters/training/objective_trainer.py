@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from constrained_adapters.data.tokens import IGNORED
 from constrained_adapters.objectives import Objective, WeightedSum, is_plain
 from constrained_adapters.objectives.label_logits import batch_tree, padded_label_logits, tree_label_logits
 from constrained_adapters.schedules import divide_groups, staged_schedule
+from constrained_adapters.training.broken_batch import broken_loss_error
 
 
 class ObjectiveTrainer(Trainer):
@@ -25,6 +26,8 @@ class ObjectiveTrainer(Trainer):
         share_prefixes: Whether the rows of a batch are read as one tree, where the model can read one.
         stage_ratios: Of staged rates, in parts of the rate; None for the schedule that ``args`` name.
         rate_ratios: By name of a parameter, its rate in parts of the rate; 1 where none is given.
+        domain: Named where a loss is not finite.
+        decode: Token ids as text, to show the example at fault.
         options: Of Trainer.
     """
 
@@ -35,12 +38,39 @@ class ObjectiveTrainer(Trainer):
         share_prefixes: bool,
         stage_ratios: Sequence[float] | None = None,
         rate_ratios: Mapping[str, float] | None = None,
+        domain: str = "",
+        decode: Callable[[Sequence[int]], str] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self._objective, self._share = objective, share_prefixes
         self._stages, self._rates = stage_ratios, rate_ratios or {}
         self._terms: dict[str, Tensor] = {}
+        self._domain, self._decode = domain, decode
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Trainer's own.
+
+        Raises:
+            TrainingError: The loss is not finite; the message names step, batch and example.
+        """
+        batch = dict(inputs)  # compute_loss takes out what is ours
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if not bool(torch.isfinite(loss)):
+            raise broken_loss_error(
+                model,
+                {name: value.to(loss.device) for name, value in batch.items() if isinstance(value, Tensor)},
+                self.train_dataset,
+                domain=self._domain,
+                step=self.state.global_step + 1,
+                decode=self._decode,
+            )
+        return loss
 
     def compute_loss(
         self,

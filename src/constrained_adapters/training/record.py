@@ -108,6 +108,7 @@ def _domain_record(
         predicted_increase_nats=facts["predicted_increase_nats"],
         measured_increase_nats=measured,
         events=facts.get("events", []),
+        guard=facts.get("guard", {}),
         importance=module_importance(home / MEMORY_FILE),
         weight_change=weight_change(home),
     )

@@ -18,12 +18,14 @@ from constrained_adapters.models.load import load_base
 from constrained_adapters.recipes import check_methods, find_recipe
 from constrained_adapters.results import RunResult
 from constrained_adapters.training.domain import check_optimizer
+from constrained_adapters.training.guarding import can_be_guarded
 from constrained_adapters.training.learners import check_methods_on, make_learner
 from constrained_adapters.training.lessons import Lessons, Prepared
 from constrained_adapters.training.observer import RunObserver, SilentObserver
 from constrained_adapters.training.peak import peak_memory_bytes, reset_peak_memory
 from constrained_adapters.training.record import method_result
 from constrained_adapters.training.sequence import DomainSequence
+from constrained_adapters.training.trackers import check_trackers
 from constrained_adapters.workspace import Workspace, atomic_write_text
 from constrained_adapters.yaml_config import dump_config
 
@@ -52,7 +54,9 @@ def run_config(config: RunConfig, *, observer: RunObserver | None = None, fresh:
     check_trackers(config.training.report_to)
     for method in config.methods if config.guard is not None else ():
         if not can_be_guarded(method):
-            observer.message(f"{method.name}: nothing for the guard to watch, each domain has a model of its own")
+            observer.message(
+                f"{method.name}: the guard has nothing to do, no later domain can hurt an earlier"
+            )
     domains = tuple(load_domain(domain, config.seed) for domain in config.domains)
     for domain in domains:
         for note in domain.notes:
@@ -128,6 +132,7 @@ def _fixed_settings(
         "general_texts": fingerprint_examples([Example(text=text) for text in prepared.general_texts]),
         "method": method.model_dump(mode="json", exclude={"general_text", "golden_set"}),
         "mixed_texts": lessons.fingerprint or None,
+        **({"guard": config.guard.model_dump(mode="json")} if config.guard else {}),
         **({"prevent_collapse": prevent.model_dump(mode="json")} if prevent else {}),
         "domains": [{"name": domain.name, "fingerprint": domain.fingerprint} for domain in prepared.domains],
     }

@@ -24,12 +24,14 @@ from constrained_adapters.evaluation.calibration import measured_increases
 from constrained_adapters.evaluation.items import mean_scores
 from constrained_adapters.evaluation.samples import generate_answers
 from constrained_adapters.evaluation.scores import mean_nats, score_items
+from constrained_adapters.guards.forgetting import ForgettingGuard
 from constrained_adapters.memory.reservoir import num_memory_examples, sample_rows
 from constrained_adapters.objectives import LabelledDataset, Teachers, is_plain, prepare_rows
 from constrained_adapters.recipes import find_recipe, model_config, penalty_weights
 from constrained_adapters.results import ItemScores
 from constrained_adapters.training.answers import method_objective, method_rates
 from constrained_adapters.training.domain import TrainingRecord, train_domain
+from constrained_adapters.training.guarding import can_be_guarded, guard_facts, learnt_nats, make_guard
 from constrained_adapters.training.learner import Learner, OneState, Rows
 from constrained_adapters.training.lessons import Lessons, Prepared
 from constrained_adapters.training.observer import RunObserver
@@ -38,6 +40,8 @@ from constrained_adapters.training.prevention import collapse_guards, prevented_
 from constrained_adapters.workspace import Workspace, atomic_directory, atomic_write_bytes, atomic_write_json
 
 TRAINING_FILE = "training.json"
+TRACKERS = "trackers"
+"""Folder of TensorBoard's files, one of its own for each domain."""
 START_ROWS = 32
 """Examples that an adapter's start is chosen from."""
 
@@ -129,6 +133,7 @@ class DomainSequence:
             dataset = prepare_rows(objective, lesson.rows.tokens, self._teachers(number))
         set_seed(seed)
         self.learner.begin(number, name, _token_rows(sample_rows(lesson.rows.tokens, START_ROWS, seed)))
+        guard = self._guard(number)
         record = train_domain(
             self.learner.module,
             self.prepared.tokenizer,
@@ -143,8 +148,13 @@ class DomainSequence:
             in_order=lesson.in_order,
             objective=objective,
             rate_ratios=method_rates(self.method, self.learner.module, self.workspace.memory),
-            callbacks=collapse_guards(prevent, self.prepared.tokenizer, name, self.observer.message),
+            callbacks=[
+                *([] if guard is None else [guard]),
+                *collapse_guards(prevent, self.prepared.tokenizer, name, self.observer.message),
+            ],
+            trackers=self.workspace.root / TRACKERS / name,
         )
+        record.guard = guard_facts(guard)
         facts = self.learner.describe()
         if isinstance(dataset, LabelledDataset) and "stm" in find_recipe(self.method).objectives:
             facts |= dataset.facts
@@ -153,6 +163,21 @@ class DomainSequence:
             self.learner.finish(name, folder)
             atomic_write_json(folder / TRAINING_FILE, _training_json(record, facts, predicted))
         shutil.rmtree(self.workspace.checkpoints(name), ignore_errors=True)
+
+    def _guard(self, number: int) -> ForgettingGuard | None:
+        """What watches the finished domains by rows of their validation splits, where it is wanted."""
+        settings = self.config.guard
+        if settings is None or not can_be_guarded(self.method):
+            return None
+        rows = [
+            self.lessons.tokens(domain.validation[: settings.probe_rows]).tokens
+            for domain in self.prepared.domains[:number]
+        ]
+        names = [domain.name for domain in self.prepared.domains[: number - 1]]
+        facts = {name: _training_facts(self.workspace.adapter(name)) for name in names}
+        learnt = {name: nats for name in names if (nats := learnt_nats(facts[name])) is not None}
+        old = dict(zip(names, rows[:-1], strict=True))
+        return make_guard(settings, old, rows[-1], learnt, self.learner.module)
 
     def _teachers(self, number: int) -> Teachers:
         """The model after the domains before this one, and the base as it was before any."""
@@ -272,7 +297,7 @@ class DomainSequence:
         if any(entry.get("domain") == domain.name for entry in self.workspace.ledger.entries()):
             return
         home = self.workspace.adapter(domain.name)
-        record = json.loads((home / TRAINING_FILE).read_text(encoding="utf-8"))
+        record = _training_facts(home)
         row = self.workspace.read_evaluation(number)
         settings = model_config(self.method, self.config.base, self.config.adapter)
         self.workspace.ledger.append(
@@ -293,6 +318,8 @@ class DomainSequence:
                 "penalty_weight": _one_or_all(penalty_weights(self.method)),
                 "learning_rate": self.method.learning_rate or self.config.training.learning_rate,
                 "constraint": record["constraint"],
+                "guard": record.get("guard", {}),
+                "events": record.get("events", []),
                 "predicted_increase_nats": record["predicted_increase_nats"],
                 "measured_increase_nats": self._measured_increases(number),
                 "scores": row["scores"],
@@ -314,6 +341,11 @@ def _one_or_all(weights: Mapping[Any, float]) -> float | dict[str, float]:
 
 def _token_rows(tokens: Sequence[Tokens]) -> Rows:
     return [(torch.tensor(each.input_ids), torch.tensor(each.labels)) for each in tokens]
+
+
+def _training_facts(home: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((home / TRAINING_FILE).read_text(encoding="utf-8"))
+    return facts
 
 
 def _training_json(
