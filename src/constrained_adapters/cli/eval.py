@@ -73,5 +73,5 @@ def evaluate(
         found = assess_run(chosen_workspace(run, method), asked, tell)
     print_assessment(found)
     if output is not None:
-        atomic_write_text(output, found.model_dump_json(indent=1, exclude_defaults=True))
+        atomic_write_text(output, found.model_dump_json(indent=1))
         typer.echo(f"record: {output}")

@@ -8,9 +8,9 @@ import torch
 from constrained_adapters.config import DomainConfig
 from constrained_adapters.data.load import load_domain
 from constrained_adapters.errors import ConfigError, ModelError, UnknownNameError, WorkspaceError
-from constrained_adapters.evaluation.scores import score_examples
+from constrained_adapters.evaluation.items import mean_scores
+from constrained_adapters.evaluation.scores import score_items
 from constrained_adapters.model.opened import open_workspace
-from constrained_adapters.training.sequence import mean_scores
 from constrained_adapters.workspace import Workspace, find_workspace
 
 from .conftest import DOMAINS, StopAt, StopError
@@ -20,7 +20,7 @@ NAMES = DOMAINS[:2]
 
 def loss_of(opened, folder, domain: str) -> float:
     data = load_domain(DomainConfig(name=domain, data=str(folder / f"{domain}.jsonl")), 0)
-    scores = score_examples(opened.model, opened.tokenizer, data.test[:3], batch_size=16, max_length=48)
+    scores = score_items(opened.model, opened.tokenizer, data.test[:3], batch_size=16, max_length=48)
     return mean_scores(scores)["loss"]
 
 
