@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from constrained_adapters.config import CRMAConfig, RunConfig
     from constrained_adapters.data.load import load_domain
+    from constrained_adapters.guards.collapse import PreventCollapse
     from constrained_adapters.guards.forgetting import ForgettingGuard
     from constrained_adapters.model import CRMAModel
     from constrained_adapters.model.protect import protect
     from constrained_adapters.report.page import write_report
     from constrained_adapters.results import RunResult, load_results
+    from constrained_adapters.training.prevent_collapse import prevent_collapse
     from constrained_adapters.training.run import run_config
     from constrained_adapters.yaml_config import read_config
 
@@ -23,10 +25,12 @@ _HOMES = {
     "CRMAConfig": "config",
     "CRMAModel": "model",
     "ForgettingGuard": "guards.forgetting",
+    "PreventCollapse": "guards.collapse",
     "RunConfig": "config",
     "RunResult": "results",
     "load_domain": "data.load",
     "load_results": "results",
+    "prevent_collapse": "training.prevent_collapse",
     "protect": "model.protect",
     "read_config": "yaml_config",
     "run_config": "training.run",
@@ -37,10 +41,12 @@ __all__ = [
     "CRMAConfig",
     "CRMAModel",
     "ForgettingGuard",
+    "PreventCollapse",
     "RunConfig",
     "RunResult",
     "load_domain",
     "load_results",
+    "prevent_collapse",
     "protect",
     "read_config",
     "run_config",

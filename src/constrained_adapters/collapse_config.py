@@ -54,7 +54,7 @@ class PreventCollapseConfig(Settings):
             as many has four.
         remedies: In the order in which they are added.
         rate_factor: Of ``lower_rate``: multiplies the learning rate, once more at each further alarm.
-        low_rate_steps: For how many steps, at most half of the run's.
+        low_rate_steps: For how many steps; all that are left, where those are fewer.
         noise_alpha: Of ``embedding_noise``: size of the noise on the embedded tokens while training.
 
     Raises:

@@ -151,7 +151,7 @@ EXPLAINED = {
     "prevent_collapse.checkpoint_every_steps": "steps between healthy checkpoints; at least 4 a training",
     "prevent_collapse.remedies": "beside going back, one more at each alarm; then it stops",
     "prevent_collapse.rate_factor": "of lower_rate, once more at each further alarm",
-    "prevent_collapse.low_rate_steps": "how long it is lowered; at most half of the training",
+    "prevent_collapse.low_rate_steps": "how long it is lowered",
     "prevent_collapse.noise_alpha": "of embedding_noise: size of the noise on embedded tokens",
 }
 """One line for each setting: ``section.field``."""

@@ -322,7 +322,7 @@ class PreventCollapse(TrainerCallback):
         standing, settings = self._standing, self.config
         if "lower_rate" in remedies:
             standing.rate_factor = settings.rate_factor**standing.alarms
-            standing.low_rate_until = step + min(settings.low_rate_steps, -(-trainer.state.max_steps // 2))
+            standing.low_rate_until = step + settings.low_rate_steps
         if "new_order" in remedies:
             args = trainer.args
             in_order = args.train_sampling_strategy == "sequential"
