@@ -223,6 +223,8 @@ class DomainConfig(Settings):
     max_train: int | None = Field(default=None, ge=1)
     max_validation: int | None = Field(default=None, ge=1)
     max_test: int | None = Field(default=None, ge=1)
+    keywords: list[str] | None = None
+    """A prompt that has one of them is routed to this domain."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -260,7 +262,7 @@ class TrainingConfig(Settings):
     gradient_checkpointing: bool = False
     optimizer: str = "adamw_torch"
     checkpoint_every_steps: int = Field(default=100, ge=1)
-    report_to: list[str] = Field(default_factory=list)
+    report_to: list[str] = Field(default=[])
 
     @model_validator(mode="after")
     def _length(self) -> Self:

@@ -23,6 +23,7 @@ ROOMS = sorted(
 USED_BY_OTHERS = {
     "accelerate": "transformers.Trainer",
     "gguf": "transformers: gguf_file=",
+    "tensorboard": "transformers: report_to",
     "trl": "the user's SFTTrainer",
 }
 

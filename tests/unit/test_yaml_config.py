@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from constrained_adapters.collapse_config import PreventCollapseConfig
 from constrained_adapters.config import DomainConfig, MethodConfig, RunConfig
 from constrained_adapters.errors import ConfigError
+from constrained_adapters.guard_config import GuardConfig
 from constrained_adapters.yaml_config import absolute_source, dump_config, dump_value, read_config
 from constrained_adapters.yaml_template import EXPLAINED, template
 
@@ -222,8 +223,8 @@ def test_a_dumped_value_reads_back_the_same(value):
 def fields(model: type[BaseModel], prefix: str = "") -> set[str]:
     names = set()
     for name, field in model.model_fields.items():
-        of_lists = {"methods": MethodConfig, "domains": DomainConfig, **SWITCHED}
-        inner = of_lists.get(name, field.annotation)
+        of_lists = {"methods": MethodConfig, "domains": DomainConfig, "guard": GuardConfig, **SWITCHED}
+        inner = field.annotation if prefix else of_lists.get(name, field.annotation)
         nested = isinstance(inner, type) and issubclass(inner, BaseModel)
         names |= fields(inner, f"{name}.") if nested else {prefix + name}
         names |= {name} & set(SWITCHED)
@@ -245,7 +246,7 @@ def test_the_demo_reads_as_it_stands(read):
 
 def test_what_the_template_shows_as_default_is_the_default():
     sections = {name: field.annotation for name, field in RunConfig.model_fields.items()}
-    sections |= {"methods": MethodConfig, "domains": DomainConfig, **SWITCHED}
+    sections |= {"methods": MethodConfig, "domains": DomainConfig, "guard": GuardConfig, **SWITCHED}
     section, shown, active = "", {}, set()
     for line in template().splitlines():
         if found := re.fullmatch(r"(\w+):", line):
@@ -269,6 +270,18 @@ def test_own_domains_keep_their_order_and_odd_paths(read):
     assert [domain.name for domain in config.domains] == ["Право", "no"]
     assert Path(config.domains[0].data).name == "данные, 1}.jsonl"
     assert (config.base.model, config.training.epochs) == ("owner/model", 3.0)
+
+
+def test_the_guard_is_off_until_one_of_its_lines_is_active(read, refusal):
+    assert read(template()).guard is None
+    config = read(template().replace("  # action: stop ", "  action: roll_back "))
+    assert config.guard == GuardConfig(action="roll_back")
+    assert read(f"{DOMAINS}guard: {{max_increase: {{Право: 0.2}}}}\n").guard.limit("Право") == 0.2
+    assert read(dump_config(config)) == config
+    error = refusal(f"{DOMAINS}guard:\n  actoin: stop\n")
+    assert (error.what, error.hint) == ("no setting named 'actoin'", "action")
+    error = refusal(f"{DOMAINS}guard:\n  action: roll_bak\n")
+    assert (error.what, error.hint) == ("the setting 'guard.action' is not valid", "roll_back")
 
 
 def test_prevent_collapse_is_a_word_or_a_section(read):
