@@ -1,4 +1,4 @@
-"""Runs in llama.cpp's own environment: a task as JSON on stdin, the answers as JSON in the file that is named.
+"""Runs in llama.cpp's own environment: a task as JSON on stdin, the answers in a JSON file.
 
 ``python llama_cpp_runner.py RESULT.json < TASK.json`` with a task of the fields ``model`` (a GGUF file),
 ``adapters`` (name → LoRA GGUF file), ``prompts`` (token ids), ``texts`` (to be tokenised), ``max_tokens`` and
@@ -20,9 +20,9 @@ class Engine:
     """One context; the adapters of a request are set as ``llama-server`` sets ``lora: [{id, scale}]``."""
 
     def __init__(self, model: str, adapters: dict[str, str]) -> None:
-        self.llama = llama_cpp.Llama(
-            model, n_ctx=256, logits_all=True, verbose=False, n_threads=1, n_threads_batch=1
-        )
+        exact = {"type_k": 0, "type_v": 0}  # keys and values in float32 (GGML_TYPE_F32), not in float16
+        threads = {"n_threads": 1, "n_threads_batch": 1}
+        self.llama = llama_cpp.Llama(model, n_ctx=256, logits_all=True, verbose=False, **exact, **threads)
         self.adapters = {}
         for name, path in adapters.items():
             self.adapters[name] = llama_cpp.llama_adapter_lora_init(self.llama.model, path.encode())

@@ -46,9 +46,14 @@ def main() -> None:
         seconds[adapter or ""] = time.perf_counter() - begun
         for number, output in zip(numbers, outputs, strict=True):
             written = output.outputs[0]
-            logprobs = [step[token].logprob for token, step in zip(written.token_ids, written.logprobs)]
+            steps = zip(written.token_ids, written.logprobs, strict=True)
             answers.append(
-                {"prompt": number, "adapter": adapter, "tokens": list(written.token_ids), "logprobs": logprobs}
+                {
+                    "prompt": number,
+                    "adapter": adapter,
+                    "tokens": list(written.token_ids),
+                    "logprobs": [step[token].logprob for token, step in steps],
+                }
             )
     Path(sys.argv[1]).write_text(json.dumps({"answers": answers, "seconds": seconds}))
 

@@ -61,6 +61,7 @@ def write_card(
     *,
     dtype: str,
     comparison: Comparison | None,
+    merged: bool = False,
 ) -> str:
     """The text of the card.
 
@@ -71,20 +72,25 @@ def write_card(
         domains: Of :func:`domain_facts`.
         dtype: Of the weights.
         comparison: Figures of the check; None where it was not asked for.
+        merged: It is the whole model, not the adapter.
     """
-    about = [f"# {source.name}", "", _what(source, base)]
-    parts = [about, _origin(base), _domains(domains), _settings(mix, domains, dtype), _check(comparison)]
-    lines = [line for part in [*parts, _use(source.name, mix.rank)] if part for line in ("", *part)]
-    header = yaml.safe_dump(_header(source, base, domains), allow_unicode=True, sort_keys=False)
+    about = [f"# {source.name}", "", _what(source, base, merged)]
+    parts = [about, _origin(base), _domains(domains), _settings(mix, domains, dtype, merged)]
+    parts += [_check(comparison), _use_merged(source.name) if merged else _use(source.name, mix.rank)]
+    lines = [line for part in parts if part for line in ("", *part)]
+    header = yaml.safe_dump(_header(source, base, domains, merged), allow_unicode=True, sort_keys=False)
     return f"---\n{header}---\n" + "\n".join(lines) + "\n"
 
 
-def _header(source: Source, base: BaseName, domains: Mapping[str, DomainFacts]) -> dict[str, Any]:
+def _header(
+    source: Source, base: BaseName, domains: Mapping[str, DomainFacts], merged: bool
+) -> dict[str, Any]:
+    tags = ["constrained-adapters", "continual-learning", "transformers"]
     header: dict[str, Any] = {
         "base_model": base.shown,
-        "library_name": "peft",
+        "library_name": "transformers" if merged else "peft",
         "pipeline_tag": "text-generation",
-        "tags": ["lora", "peft", "transformers", "constrained-adapters", "continual-learning"],
+        "tags": tags if merged else ["lora", "peft", *tags],
     }
     results = [
         {
@@ -104,11 +110,12 @@ def _header(source: Source, base: BaseName, domains: Mapping[str, DomainFacts]) 
     return header
 
 
-def _what(source: Source, base: BaseName) -> str:
+def _what(source: Source, base: BaseName, merged: bool) -> str:
     shown = ", ".join(f"{name} × {weight:g}" for name, weight in source.domains.items())
     one = len(source.domains) == 1 and next(iter(source.domains.values())) == 1.0
     what = f"the domain *{next(iter(source.domains))}*" if one else f"a weighted mix of domains ({shown})"
-    text = f"A LoRA adapter for `{base.shown}`: {what}, trained with constrained-adapters."
+    form = f"`{base.shown}` with a LoRA merged in" if merged else f"A LoRA adapter for `{base.shown}`"
+    text = f"{form}: {what}, trained with constrained-adapters."
     if len(source.adapters) > 1:
         names = ", ".join(f"{folder.name} × {weight:g}" for folder, weight in source.adapters.items())
         text += (
@@ -160,12 +167,9 @@ def _domains(domains: Mapping[str, DomainFacts]) -> list[str]:
     ]
 
 
-def _settings(mix: Mix, domains: Mapping[str, DomainFacts], dtype: str) -> list[str]:
-    lines = [
-        "## Settings",
-        "",
-        f"- rank {mix.rank}, weights in {dtype}, scale inside B (`lora_alpha` = rank)",
-    ]
+def _settings(mix: Mix, domains: Mapping[str, DomainFacts], dtype: str, merged: bool) -> list[str]:
+    form = "summed in float32" if merged else "scale inside B (`lora_alpha` = rank)"
+    lines = ["## Settings", "", f"- rank {mix.rank}, weights in {dtype}, {form}"]
     if mix.rank != mix.own_rank:
         lines.append(
             f"- of these ranks {mix.rank - mix.own_rank} are zeros, because engines want certain ranks"
@@ -180,7 +184,7 @@ def _settings(mix: Mix, domains: Mapping[str, DomainFacts], dtype: str) -> list[
 
 
 def _check(comparison: Comparison | None) -> list[str]:
-    return [] if comparison is None else ["## Check", "", f"{comparison.sentence().capitalize()}."]
+    return [] if comparison is None else ["## Check", "", f"L{comparison.sentence()[1:]}."]
 
 
 def _use(name: str, rank: int) -> list[str]:
@@ -195,6 +199,19 @@ def _use(name: str, rank: int) -> list[str]:
         "",
         "```",
         f"vllm serve BASE --enable-lora --max-lora-rank {rank} --lora-modules {name}={name}",
+        "```",
+    ]
+
+
+def _use_merged(name: str) -> list[str]:
+    return [
+        "## Use",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f'model = AutoModelForCausalLM.from_pretrained("{name}")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
         "```",
     ]
 

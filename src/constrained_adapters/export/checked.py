@@ -6,14 +6,18 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from constrained_adapters.export.bases import BaseName, open_base
 from constrained_adapters.export.card import CARD_FILE, domain_facts, write_card
 from constrained_adapters.export.check import Comparison
+from constrained_adapters.export.checkpoint import find_checkpoint
 from constrained_adapters.export.folder import new_export, refuse_existing, size_bytes, write_record
 from constrained_adapters.export.lora import DType, Mix, make_mix, mix_record, write_mix
-from constrained_adapters.export.reference import compare_lora, make_reference
+from constrained_adapters.export.merged import SHARD_BYTES, write_merged
+from constrained_adapters.export.merged_loaded import load_plain, write_merged_loaded
+from constrained_adapters.export.quantised import rounding_of
+from constrained_adapters.export.reference import compare_lora, compare_merged, make_reference
 from constrained_adapters.export.sources import Source
 from constrained_adapters.workspace import Workspace, atomic_write_text
 
@@ -94,6 +98,69 @@ def export_loras(
             write_record(folder, {**mix_record(mix, kind), "domains": source.domains, **checked})
         path = output / source.name
         yield Checked(path, _what(mix, kind), size_bytes(path), seconds, comparison)
+
+
+def export_merged(
+    sources: Sequence[Source],
+    output: Path,
+    base: BaseName,
+    workspace: Workspace | None = None,
+    *,
+    dtype: DType = "same",
+    shard_bytes: int = SHARD_BYTES,
+    check: bool = True,
+    tolerance: float | None = None,
+    device: str = "auto",
+    force: bool = False,
+) -> Iterator[Checked]:
+    """Write each source merged into its base, as a model folder of its own below ``output``.
+
+    Args:
+        sources: As :func:`export_loras`.
+        output: As there.
+        base: As there.
+        workspace: As there.
+        dtype: Of the weights; ``"same"``: as the base keeps them.
+        shard_bytes: Most bytes of one weight file, and about what is held in memory.
+        check: As there; the base and the merged model are in memory then, one after the other.
+        tolerance: As there.
+        device: As there.
+        force: As there.
+
+    Raises:
+        ConstrainedAdaptersError: As :func:`~constrained_adapters.export.merged.write_merged`, or the check
+            fails.
+    """
+    mixes = []
+    for source in sources:
+        refuse_existing(output / source.name, force=force)
+        mixes.append(make_mix(dict(source.adapters)))
+    checkpoint = find_checkpoint(base)
+    rounding = None if checkpoint is None else rounding_of(checkpoint, base)
+    reference = make_reference(sources, open_base(base, device), rounding) if check else None
+    for source, mix in zip(sources, mixes, strict=True):
+        begun = time.perf_counter()
+        with new_export(output / source.name, force=force) as folder:
+            options: dict[str, Any] = {"dtype": dtype, "shard_bytes": shard_bytes}
+            if checkpoint is not None:
+                merge = write_merged(checkpoint, mix, folder, rounding=rounding, **options)
+            else:
+                merge = write_merged_loaded(load_plain(base), mix, folder, **options)
+            seconds = time.perf_counter() - begun
+            comparison = None
+            if reference is not None:
+                comparison = compare_merged(reference, source.name, folder, merge.dtype)
+                comparison.require(tolerance)
+            facts = domain_facts(source, workspace)
+            card = write_card(source, mix, base, facts, dtype=merge.dtype, comparison=comparison, merged=True)
+            atomic_write_text(folder / CARD_FILE, card)
+            checked = {} if comparison is None else {"check": comparison.record()}
+            record = {**mix_record(mix, merge.dtype), "kind": "merged", "domains": source.domains, **checked}
+            write_record(folder, record)
+        path = output / source.name
+        files = f"{merge.num_shards} weight file{'s' if merge.num_shards > 1 else ''}"
+        what = f"merged model, {merge.dtype}, {files}, {merge.num_merged} layers changed"
+        yield Checked(path, what, size_bytes(path), seconds, comparison)
 
 
 def _what(mix: Mix, kind: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,10 @@ def new_export(target: Path, *, force: bool) -> Iterator[Path]:
     refuse_existing(target, force=force)
     with atomic_directory(target) as folder:
         yield folder
+        mask = os.umask(0)
+        os.umask(mask)
+        for path in folder.rglob("*"):  # safetensors leaves files that only their owner may read
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def refuse_existing(target: Path, *, force: bool) -> None:

@@ -7,15 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from peft import PeftModel
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from constrained_adapters.adapters.files import read_facts
 from constrained_adapters.config import CRMAConfig
 from constrained_adapters.errors import ModelError
 from constrained_adapters.export.check import Answers, Comparison, answer, coarsest, compare, prompt_ids
+from constrained_adapters.export.quantised import Rounding
 from constrained_adapters.export.sources import Source
 from constrained_adapters.model import CRMAModel
+from constrained_adapters.models.gguf import quiet
 from constrained_adapters.models.load import LoadedBase
 
 
@@ -38,16 +42,21 @@ class Reference:
     answers: dict[str, Answers]
 
 
-def make_reference(sources: Sequence[Source], base: LoadedBase) -> Reference:
+def make_reference(
+    sources: Sequence[Source], base: LoadedBase, rounding: Rounding | None = None
+) -> Reference:
     """Let the library's own model answer with the adapters of each source; the base is given back bare.
 
     Args:
         sources: Their adapters are loaded onto the base, one source after the other.
         base: As :func:`~constrained_adapters.export.bases.open_base` gives it.
+        rounding: Of its weights, where the adapters were trained on rounded ones.
 
     Raises:
         ModelError: An adapter belongs to another base.
     """
+    if rounding is not None:
+        rounding.apply(base.model)
     prompts = tuple(prompt_ids(base.tokenizer))
     plain = answer(base.model, prompts, texts=False)
     found = {}
@@ -99,3 +108,26 @@ def compare_lora(reference: Reference, name: str, folder: Path, dtype: str) -> C
     ours = reference.answers[name]
     kind = coarsest(reference.dtype, dtype)
     return compare(ours, theirs, reference.base_answers, dtype=kind, loaded_by="stock PEFT")
+
+
+def compare_merged(reference: Reference, name: str, folder: Path, dtype: str) -> Comparison:
+    """Load a merged model with stock transformers, in the type that the reference computed in.
+
+    Args:
+        reference: What it is held against.
+        name: Of the source.
+        folder: The export.
+        dtype: Of its weights.
+    """
+    device = reference.base.model.device
+    kind = getattr(torch, reference.dtype)
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind).to(device).eval()
+    theirs = answer(model, reference.prompts)
+    return compare(
+        reference.answers[name],
+        theirs,
+        reference.base_answers,
+        dtype=coarsest(reference.dtype, dtype),
+        loaded_by="stock transformers",
+    )
