@@ -6,18 +6,18 @@ import httpx2
 import openai
 import pytest
 import torch
+from tests.e2e.serving import serving, tiny_engine, until
+from tests.unit.serving.conftest import with_adapters
 
 from constrained_adapters.serving.choice import Choice
 from constrained_adapters.serving.settings import ServeSettings
-from tests.e2e.serving import serving, tiny_engine, until
-from tests.unit.serving.conftest import with_adapters
 
 SETTINGS = ServeSettings(slots=4, context_tokens=256, queue=6, max_choices=4)
 
 
-def by_first_word(ids, text):
+def by_first_word(talk):
     """A router that reads the domain from the question."""
-    first = text.split(" ", 1)[0]
+    first = talk[-1]["content"].split(" ", 1)[0]
     known = first in {"law", "medicine", "history"}
     return Choice({first: 1.0} if known else {}, {"domain": first if known else None})
 
@@ -43,7 +43,9 @@ def client(address):
 
 def ask(client, model, question="what is it?", **more):
     return client.chat.completions.create(
-        model=model, messages=[{"role": "user", "content": question}], **{"temperature": 0, "max_tokens": 8, **more}
+        model=model,
+        messages=[{"role": "user", "content": question}],
+        **{"temperature": 0, "max_tokens": 8, **more},
     )
 
 
@@ -93,7 +95,10 @@ def test_an_answer_is_that_of_its_adapters(client, model, tiny_tokenizer, name, 
 
 def test_the_header_says_who_answered(client):
     raw = client.chat.completions.with_raw_response.create(
-        model="base", messages=[{"role": "user", "content": "x"}], max_tokens=1, extra_body={"adapters": {"law": 0.5}}
+        model="base",
+        messages=[{"role": "user", "content": "x"}],
+        max_tokens=1,
+        extra_body={"adapters": {"law": 0.5}},
     )
     assert raw.headers["x-crma-adapters"] == "law=0.5"
     assert raw.headers["x-request-id"]
@@ -145,7 +150,11 @@ def test_completions_take_texts_and_tokens_and_several_of_them(client, tiny_toke
     texts = ["abc", "the law"]
     by_text = client.completions.create(model="law", prompt=texts, n=2, max_tokens=5, temperature=0)
     by_ids = client.completions.create(
-        model="law", prompt=[tiny_tokenizer(text)["input_ids"] for text in texts], n=2, max_tokens=5, temperature=0
+        model="law",
+        prompt=[tiny_tokenizer(text)["input_ids"] for text in texts],
+        n=2,
+        max_tokens=5,
+        temperature=0,
     )
     answers = [choice.text for choice in by_text.choices]
     assert answers == [choice.text for choice in by_ids.choices]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,9 @@ _FIELDS = sorted(
         for name in each.model_fields
     }
 )
+
+_FORM = re.compile(r"(str$|constrained-|list\[|nullable)")
+"""Parts of a fault's place that name one of a field's forms."""
 
 # The first that fits counts.
 _STATUS: list[tuple[type[Exception], int, str, str | None]] = [
@@ -85,7 +89,7 @@ def validation_response(error: RequestValidationError) -> JSONResponse:
     """A body that is no JSON, or not the JSON that is wanted: the field, what it holds, what to try."""
     faults = _told_faults(error.errors())
     first = faults[0]
-    place = ".".join(map(str, first["loc"][1:]))
+    place = ".".join(str(part) for part in first["loc"][1:] if not _FORM.match(str(part)))
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "it ends too early")
         message = f"the body is not JSON\n  Got:      {reason}, at character {first['loc'][-1]}"
@@ -101,8 +105,12 @@ def validation_response(error: RequestValidationError) -> JSONResponse:
 
 
 def _told_faults(faults: Sequence[Any]) -> list[Any]:
-    """Unknown fields first: of a field that takes several forms, each form has its own complaint."""
-    return sorted(faults, key=lambda fault: fault["type"] != "extra_forbidden")
+    """Unknown fields first; then the form that came nearest, of a field that takes several."""
+
+    def rank(fault: Any) -> int:
+        return 0 if fault["type"] == "extra_forbidden" else 2 if fault["type"].endswith("_type") else 1
+
+    return sorted(faults, key=rank)
 
 
 def _short(value: Any) -> str:

@@ -85,7 +85,7 @@ def _local(workspace: Workspace, settings: ServeSettings, say: Say) -> tuple[Eng
     opened = open_workspace(workspace)
     described = opened.base.description
     say(f"base: {described['model']}, {described['dtype']} on {described['device']}")
-    route = run_router(opened.workspace, opened.base, say)
+    route = run_router(workspace, opened.model, opened.tokenizer, say)
     engine = LocalEngine(opened.model, opened.tokenizer, opened.adapters, settings, route)
     check_memory(engine.kv_bytes, opened.model.device)
     say(

@@ -19,8 +19,8 @@ from constrained_adapters.serving.failures import RequestError, StoppingError
 from constrained_adapters.serving.prompts import encode_prompts, new_tokens
 from constrained_adapters.serving.registry import AUTO, BASE, ModelRegistry, unknown_model
 from constrained_adapters.serving.replies import Collected, ReplyWriter
-from constrained_adapters.serving.requests import ChatRequest, GenerationBody
-from constrained_adapters.serving.routes import Route
+from constrained_adapters.serving.requests import GenerationBody
+from constrained_adapters.serving.routes import Route, Talk, asked_talk, served
 from constrained_adapters.serving.scheduler import Scheduler
 from constrained_adapters.serving.settings import ServeSettings
 from constrained_adapters.serving.slots import slot_bytes
@@ -108,10 +108,10 @@ class LocalEngine:
             return Choice(weights)
         if self._route is None:
             raise unknown_model(AUTO, [BASE, *self.models()])
-        ids = encode_prompts(request, self._front_tokenizer, self._num_tokens)[0]
-        self._check_length(request, [ids])
-        text = request.question() if isinstance(request, ChatRequest) else ""
-        return await asyncio.wrap_future(self._thread.call(lambda: self._routed(ids, text)))
+        prompts = encode_prompts(request, self._front_tokenizer, self._num_tokens)
+        self._check_length(request, prompts)
+        talk = asked_talk(request, self._front_tokenizer)
+        return served(await asyncio.wrap_future(self._thread.call(lambda: self._routed(talk))), self.models())
 
     async def answer(self, request: GenerationBody, choice: Choice) -> dict[str, Any]:
         """The whole reply.
@@ -180,7 +180,7 @@ class LocalEngine:
         return new_tokens(request, longest, self.context_tokens, self.settings.max_new_tokens)
 
     def _begin(self, request: GenerationBody, choice: Choice) -> tuple[_Pieces, int, int]:
-        """Put the answers of a request into the line; return their pieces, and how many tokens and answers."""
+        """Put the answers of a request into the line; return their pieces, and the tokens and answers."""
         prompts = encode_prompts(request, self._front_tokenizer, self._num_tokens)
         most = self._check_length(request, prompts)
         num_answers = len(prompts) * request.num_choices
@@ -221,10 +221,10 @@ class LocalEngine:
 
     # ---- on the model's thread
 
-    def _routed(self, ids: list[int], text: str) -> Choice:
+    def _routed(self, talk: Talk) -> Choice:
         assert self._route is not None
         self._scheduler.decoder.release()
-        return self._route(ids, text)
+        return self._route(talk)
 
     def _load(self, name: str, folder: Path) -> None:
         self._scheduler.decoder.release()

@@ -73,7 +73,7 @@ class Scheduler:
         self._close_gaps()
 
     def _admit(self) -> list[Answer]:
-        """As many as there are slots, and as their prompts, filled up to the longest, are within the piece."""
+        """As many as there are slots, and as prompts, filled up to the longest, are within the piece."""
         group: list[Answer] = []
 
         def fits(answer: Answer) -> bool:

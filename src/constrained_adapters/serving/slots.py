@@ -1,7 +1,7 @@
 """Keys and values of all running sequences in one block of memory: a row a sequence, a column a token.
 
-Every row starts at column 0, and a step writes each row at its own column, so rows of any age decode together.
-Rows lie side by side from 0 on: when one leaves, the last takes its place, by one copy of what it holds.
+Every row starts at column 0, and a step writes each row at its own column: rows of any age decode together.
+They lie side by side from 0 on: when one leaves, the last takes its place, by one copy of what it holds.
 
 Axis letters: s slots, c context in tokens, h key-value heads, n rows of a pass, q tokens of a row in a pass,
 d width of a head.

@@ -15,7 +15,7 @@ from constrained_adapters.serving.waiting import WaitingLine
 def with_adapters(base, tokenizer, names=("law", "medicine", "history")):
     """``base`` with adapters that change its answers clearly, each otherwise."""
     config = CRMAConfig(base_model_name="tiny", adapter_dim=4, init_std=0.3, residual_scaling=1.0)
-    model = CRMAModel(base, config, tokenizer=tokenizer)
+    model = CRMAModel(base, config, tokenizer=tokenizer, fingerprint="tiny")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         for name in names:

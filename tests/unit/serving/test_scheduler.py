@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.unit.serving.conftest import run, scheduler_for, with_adapters
 
 from constrained_adapters.errors import ModelError
 from constrained_adapters.serving.failures import MemoryShortError, OverdueError, QueueFullError
 from constrained_adapters.serving.sampling import Sampling
-from tests.unit.serving.conftest import run, scheduler_for, with_adapters
 
 ADAPTERS = [{}, {"law": 1.0}, {"medicine": 1.0}, {"law": 0.7, "history": -0.5}, {"history": 1.0}]
 
