@@ -11,6 +11,7 @@ from rich.text import Text
 
 from constrained_adapters.assessment.record import Assessment, Estimate, SetScores
 from constrained_adapters.errors import DataError
+from constrained_adapters.evaluation.intervals import Interval
 from constrained_adapters.evaluation.significance import Difference, paired_differences
 from constrained_adapters.report.numbers import MISSING, decimal, ratio
 
@@ -71,25 +72,24 @@ def print_differences(
 ) -> None:
     """Print two models' paired comparison."""
     console = console or Console(highlight=False, markup=False)
-    table = _table(["metric", first, second, "difference", "95 % interval", "p", "items", "only one right"])
+    table = _table(["metric", "first", "second", "difference", "p", "items", "wins"])
     for each in found:
-        low, high = each.interval
-        both = MISSING if each.only_first is None else f"{each.only_first} : {each.only_second}"
+        wins = MISSING if each.only_first is None else f"{each.only_first} : {each.only_second}"
         table.add_row(
             _title(each.metric),
             _text(each.metric, each.first),
             _text(each.metric, each.second),
-            _signed(each.metric, each.difference),
-            f"{_signed(each.metric, low)} … {_signed(each.metric, high)}",
+            _with_interval(each.metric, each.difference, each.interval, signed=True),
             f"{each.p_value:.3g}",
             str(each.num_items),
-            both,
+            wins,
         )
-    console.print(f"\n{first} against {second}, on the same items")
+    console.print(f"\nfirst: {first}\nsecond: {second}\non the same items, each set counting the same")
     console.print(table)
 
 
 def _sets_table(found: Assessment) -> Table:
+    last = found.models[-1]
     table = _table(["set", "items", "metric", *found.models, *(["p"] if len(found.models) > 1 else [])])
     for each in found.sets:
         metrics = list(dict.fromkeys(m for scores in each.scores.values() for m in scores))
@@ -97,10 +97,13 @@ def _sets_table(found: Assessment) -> Table:
             metrics = [metric for metric in metrics if metric != "perplexity"]
         p_values = _p_values(found, each)
         for number, metric in enumerate(metrics):
-            cells = [_estimate(metric, each.scores[model].get(metric)) for model in found.models]
+            others = [each.scores[model].get(metric) for model in found.models[:-1]]
+            cells = [MISSING if other is None else _text(metric, other.value) for other in others]
             start = [each.name, str(each.num_items)] if number == 0 else ["", ""]
-            last = [p_values.get(metric, "")] if len(found.models) > 1 else []
-            table.add_row(*start, _title(metric), *cells, *last)
+            ends = [p_values.get(metric, "")] if others else []
+            table.add_row(
+                *start, _title(metric), *cells, _estimate(metric, each.scores[last].get(metric)), *ends
+            )
     return table
 
 
@@ -119,9 +122,7 @@ def _p_values(found: Assessment, each: SetScores) -> Mapping[str, str]:
 def _table(headings: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for number, heading in enumerate(headings):
-        table.add_column(
-            heading, justify="left" if number == 0 else "right", overflow="fold", no_wrap=number > 1
-        )
+        table.add_column(heading, justify="left" if number == 0 else "right", overflow="fold")
     return table
 
 
@@ -143,14 +144,19 @@ def _number(value: float | None, share: bool) -> str:
     return ratio(value) if share else decimal(value, 2)
 
 
-def _signed(metric: str, value: float) -> str:
-    return f"{decimal(100 * value, 1, sign=True)} pts" if _is_share(metric) else decimal(value, 3, sign=True)
-
-
 def _estimate(metric: str, estimate: Estimate | None) -> str:
     if estimate is None:
         return MISSING
-    value = _text(metric, estimate.value)
     if estimate.low is None or estimate.high is None:
-        return value
-    return f"{value} [{_text(metric, estimate.low)}, {_text(metric, estimate.high)}]"
+        return _text(metric, estimate.value)
+    return _with_interval(metric, estimate.value, (estimate.low, estimate.high))
+
+
+def _with_interval(metric: str, value: float, interval: Interval, *, signed: bool = False) -> str:
+    """A value and its interval; a difference of shares is in points, and the bracket repeats no unit."""
+    factor, digits = (100.0, 1) if _is_share(metric) else (1.0, 3)
+    unit = "" if not _is_share(metric) else " pts" if signed else " %"
+    low, middle, high = (
+        decimal(factor * each, digits, sign=signed) for each in (interval[0], value, interval[1])
+    )
+    return f"{middle}{unit} [{low}, {high}]"
