@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from constrained_adapters.cli.export_gguf import gguf
 from constrained_adapters.cli.export_lora import lora
 from constrained_adapters.cli.export_merged import merged
 from constrained_adapters.cli.failures import with_failures
@@ -13,5 +14,5 @@ export = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-for _command in (lora, merged):
+for _command in (lora, merged, gguf):
     export.command()(with_failures(_command))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from constrained_adapters.errors import DataError, WorkspaceError
 from constrained_adapters.workspace import atomic_directory, atomic_write_json
+from constrained_adapters.workspace.atomic import disk_errors, sync
 
 RECORD_FILE = "crma_export.json"
 """What an export was made from, and the figures of its check."""
@@ -31,6 +33,42 @@ def new_export(target: Path, *, force: bool) -> Iterator[Path]:
         os.umask(mask)
         for path in folder.rglob("*"):  # safetensors leaves files that only their owner may read
             path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+@contextmanager
+def new_file(target: Path, *, force: bool) -> Iterator[Path]:
+    """Give a path to write a file to; it takes the place of ``target`` once it is whole and on the disk.
+
+    Raises:
+        WorkspaceError: Something lies there already, or the disk is full or cannot be written.
+    """
+    refuse_existing_file(target, force=force)
+    new = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield new
+            sync(new)
+            new.replace(target)
+            sync(target.parent)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+
+
+def refuse_existing_file(target: Path, *, force: bool) -> None:
+    """Refuse to replace a file unasked, and a folder ever.
+
+    Raises:
+        WorkspaceError: Something lies at ``target``.
+    """
+    if target.exists() and not (force and target.is_file()):
+        raise WorkspaceError(
+            "there is something at the place of the export already",
+            got=str(target),
+            expected="a new place",
+            hint="another --output, or --force to replace it",
+        )
 
 
 def refuse_existing(target: Path, *, force: bool) -> None:

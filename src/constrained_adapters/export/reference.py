@@ -43,7 +43,11 @@ class Reference:
 
 
 def make_reference(
-    sources: Sequence[Source], base: LoadedBase, rounding: Rounding | None = None
+    sources: Sequence[Source],
+    base: LoadedBase,
+    rounding: Rounding | None = None,
+    *,
+    base_texts: bool = False,
 ) -> Reference:
     """Let the library's own model answer with the adapters of each source; the base is given back bare.
 
@@ -51,6 +55,7 @@ def make_reference(
         sources: Their adapters are loaded onto the base, one source after the other.
         base: As :func:`~constrained_adapters.export.bases.open_base` gives it.
         rounding: Of its weights, where the adapters were trained on rounded ones.
+        base_texts: Let the base alone go on with the prompts too, for an export of the base.
 
     Raises:
         ModelError: An adapter belongs to another base.
@@ -58,7 +63,7 @@ def make_reference(
     if rounding is not None:
         rounding.apply(base.model)
     prompts = tuple(prompt_ids(base.tokenizer))
-    plain = answer(base.model, prompts, texts=False)
+    plain = answer(base.model, prompts, texts=base_texts)
     found = {}
     for source in sources:
         with warnings.catch_warnings():  # what its strength would do to later domains is of no interest here
