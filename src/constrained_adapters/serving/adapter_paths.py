@@ -6,7 +6,7 @@ from pathlib import Path
 
 from constrained_adapters.errors import ConfigError
 from constrained_adapters.model.adapter_set import adapter_name_of
-from constrained_adapters.serving.failures import RequestError
+from constrained_adapters.serving.failures import RequestError, UnknownModelError
 
 
 def adapter_name(name: str) -> str:
@@ -25,7 +25,8 @@ def adapter_folder(path: str, root: Path) -> Path:
     """Return the folder that ``path`` means: inside of ``root``, to which a relative path belongs.
 
     Raises:
-        RequestError: It lies outside, or is no folder.
+        RequestError: It lies outside of it.
+        UnknownModelError: It is no folder.
     """
     try:
         folder = (root / path).resolve()
@@ -41,5 +42,5 @@ def adapter_folder(path: str, root: Path) -> Path:
             param="lora_path",
         )
     if not there:
-        raise RequestError("no such folder", got=path[:200], param="lora_path")
+        raise UnknownModelError("no such folder", got=path[:200], param="lora_path", code="not_found")
     return folder

@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from constrained_adapters.errors import ConstrainedAdaptersError
 from constrained_adapters.serving.adapter_paths import adapter_folder, adapter_name
-from constrained_adapters.serving.choice import Choice
+from constrained_adapters.serving.choice import Choice, nfc
 from constrained_adapters.serving.descriptions import ERRORS, REPLIES
 from constrained_adapters.serving.engine import Engine
 from constrained_adapters.serving.error_bodies import (
@@ -135,9 +135,9 @@ class _Front:
         return {"object": "list", "data": [self._described(name) for name in self._names()]}
 
     async def model(self, name: str) -> dict[str, Any]:
-        if name not in self._names():
+        if nfc(name) not in self._names():
             raise unknown_model(name, self._names())
-        return self._described(name)
+        return self._described(nfc(name))
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         return await self._answer(body, request)
@@ -157,7 +157,7 @@ class _Front:
         return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
     async def unload(self, body: UnloadAdapterRequest) -> PlainTextResponse:
-        await self.engine.unload(body.lora_name)
+        await self.engine.unload(nfc(body.lora_name))
         log.info("adapter removed", extra={"facts": {"domain": body.lora_name}})
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
@@ -212,7 +212,7 @@ class _Front:
 
     def _check_names(self, body: GenerationBody) -> None:
         for name in [body.model, *(body.adapters or {})]:
-            if name not in self._names():
+            if nfc(name) not in self._names():
                 raise unknown_model(name, self._names())
 
     def _count(self, usage: dict[str, int] | None, facts: dict[str, Any]) -> None:

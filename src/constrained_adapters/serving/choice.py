@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,7 +50,12 @@ def asked_weights(request: GenerationBody) -> dict[str, float] | None:
                 hint=f'"model": "{BASE}"',
                 param="adapters",
             )
-        return {name: weight for name, weight in request.adapters.items() if name != BASE and weight}
+        return {nfc(name): weight for name, weight in request.adapters.items() if name != BASE and weight}
     if request.model == AUTO:
         return None
-    return {} if request.model == BASE else {request.model: 1.0}
+    return {} if request.model == BASE else {nfc(request.model): 1.0}
+
+
+def nfc(name: str) -> str:
+    """A name as it is kept, whichever way its accents were typed."""
+    return unicodedata.normalize("NFC", name)

@@ -49,12 +49,15 @@ _REPLY = {
         "routing": {"type": "object"},
     },
 }
+_EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
+"""One server-sent event: its data is a chunk as JSON, or ``[DONE]``."""
+
 REPLIES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The answer; with `stream`, as server-sent events",
         "content": {
             "application/json": {"schema": _REPLY},
-            "text/event-stream": {"schema": {"type": "string"}},
+            "text/event-stream": {"schema": _EVENT},
         },
         "headers": {
             "X-CRMA-Adapters": {

@@ -18,6 +18,7 @@ from constrained_adapters.serving.local import LocalEngine
 from constrained_adapters.serving.routes import run_router
 from constrained_adapters.serving.server import listen, run_app
 from constrained_adapters.serving.settings import ServeSettings
+from constrained_adapters.serving.upstream_launch import faster_engine, upstream_engine, vllm_engine
 
 if TYPE_CHECKING:
     from constrained_adapters.workspace import Workspace
@@ -77,11 +78,29 @@ def launch(workspace: Workspace, options: ServeOptions, settings: ServeSettings,
 def make_engine(
     workspace: Workspace, options: ServeOptions, settings: ServeSettings, say: Say
 ) -> tuple[Engine, str]:
-    """The engine that the options ask for, and the base's name."""
-    return _local(workspace, settings, say)
+    """The engine that the options ask for, and the base's name.
+
+    Raises:
+        ConstrainedAdaptersError: The run cannot be opened, or the engine is not installed.
+    """
+    if options.upstream is not None:
+        say(f"engine: {options.upstream}")
+        return upstream_engine(workspace, options.upstream, options.upstream_model, settings, say)
+    wanted = options.engine
+    if wanted == "auto":
+        wanted, reason = faster_engine()
+        say(f"engine: {wanted} ({reason})")
+    if wanted == "vllm":
+        return vllm_engine(workspace, settings, say)
+    return local_engine(workspace, settings, say)
 
 
-def _local(workspace: Workspace, settings: ServeSettings, say: Say) -> tuple[Engine, str]:
+def local_engine(workspace: Workspace, settings: ServeSettings, say: Say) -> tuple[Engine, str]:
+    """The embedded engine, with the run's base loaded here.
+
+    Raises:
+        ConstrainedAdaptersError: The run cannot be opened, or its slots need more memory than there is.
+    """
     opened = open_workspace(workspace)
     described = opened.base.description
     say(f"base: {described['model']}, {described['dtype']} on {described['device']}")

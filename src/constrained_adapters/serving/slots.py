@@ -24,7 +24,7 @@ class SlotLayer(CacheLayerMixin):
     """One layer's keys and values, each of shape (s, h, c, d), allocated when the layer is first used."""
 
     def __init__(self, slots: int, context_tokens: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._shape = slots, context_tokens
         self.rows = slice(0, 0)
         self.columns: Tensor | slice = slice(0, 0)
@@ -100,16 +100,17 @@ class SlotCache(Cache):
             )
         self.kinds = sorted(set(kinds))
         self.slots, self.context_tokens = slots, context_tokens
-        super().__init__(layers=[SlotLayer(slots, context_tokens) for _ in range(num_layers)])
+        self._slot_layers = [SlotLayer(slots, context_tokens) for _ in range(num_layers)]
+        super().__init__(layers=list(self._slot_layers))
 
     def aim(self, rows: slice, columns: Tensor | slice, num_columns: int) -> None:
         """Say where the next pass writes and what it sees."""
-        for layer in self.layers:
+        for layer in self._slot_layers:
             layer.rows, layer.columns, layer.num_columns = rows, columns, num_columns
 
     def move(self, source: int, target: int, num_tokens: int) -> None:
         """Copy the first ``num_tokens`` columns of one row over another."""
-        for layer in self.layers:
+        for layer in self._slot_layers:
             for block in (layer.keys, layer.values):
                 if block is not None:
                     block[target, :, :num_tokens] = block[source, :, :num_tokens]
@@ -124,7 +125,7 @@ class SlotCache(Cache):
         Returns:
             Shape (n, 1, q, columns seen); where layers differ, one by kind of layer.
         """
-        columns = torch.arange(self.layers[0].num_columns, device=positions.device)
+        columns = torch.arange(self._slot_layers[0].num_columns, device=positions.device)
         causal = columns <= positions[:, None, :, None]
         found = {KINDS[0]: causal}
         if self.window:
