@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -39,6 +40,8 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the record as JSON.")] = None,
 ) -> None:
     """Score a finished run on its own sets and on yours, or a base with adapters on yours."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # before the first import of transformers
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from constrained_adapters.assessment.asked import read_sets, scoring_of
     from constrained_adapters.assessment.assess import Asked, assess_adapters
     from constrained_adapters.assessment.harness import Tasks

@@ -1,4 +1,4 @@
-"""``crma report``: make the HTML page of a run again from its results."""
+"""``crma report``: make the HTML page of a run again from its results, or one page of several runs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,23 @@ import typer
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the run, or its results.json.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR…", help="Folders of runs, or their results.json.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where to write it; left out: report.html in the run's folder."),
+    ] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
-    """Write the report of a run again: one HTML page."""
+    """Write the report of a run again: one HTML page; of several runs, one page that compares them."""
     from constrained_adapters.cli.load_run import load_run
     from constrained_adapters.report.page import write_report
+    from constrained_adapters.report.several import combined
 
-    result, folder = load_run(folder)
-    page = folder / "report.html"
+    runs = [load_run(folder) for folder in folders]
+    result = combined([(home.resolve().name, found) for found, home in runs])
+    page = output or (runs[0][1] / "report.html" if len(runs) == 1 else Path("comparison.html"))
     write_report(result, page)
     typer.echo(str(page))
     if open_page:

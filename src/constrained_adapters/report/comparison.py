@@ -21,6 +21,7 @@ class Column:
         value: The number that ranks a method.
         text: How it is written.
         better: ``"low"``, ``"high"``, or ``""`` where there is nothing to rank.
+        key: Of the summary, where the quantity is one of its entries that have intervals.
     """
 
     title: str
@@ -29,14 +30,16 @@ class Column:
     value: Callable[[MethodResult], float | None]
     text: Callable[[MethodResult], str]
     better: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell as shown; ``best`` where no ranked method has a better value."""
+    """One cell as shown; ``best`` where no ranked method has a better value; ``interval`` of 95 %, or ""."""
 
     text: str
     best: bool = False
+    interval: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,11 @@ def compare(methods: Sequence[MethodResult]) -> Comparison:
     rows = []
     for index, method in enumerate(methods):
         cells = [
-            Cell(text := column.text(method), best=not is_reference(method) and text in winners)
+            Cell(
+                text := column.text(method),
+                best=not is_reference(method) and text in winners,
+                interval=_interval(method, column.key),
+            )
             for column, winners in zip(columns, best, strict=True)
         ]
         rows.append(
@@ -112,6 +119,16 @@ def _base_row(method: MethodResult, columns: Sequence[Column]) -> Row:
     )
 
 
+def _interval(method: MethodResult, key: str) -> str:
+    """``low … high`` as the value is written, without its unit."""
+    if key not in method.intervals or summary(method, key) is None:
+        return ""
+    factor = 1.0 if key == "drift_percent" else 100.0
+    signed = key in {"drift_percent", "backward_transfer", "forward_transfer"}
+    low, high = (decimal(factor * end, 1, sign=signed) for end in method.intervals[key])
+    return f"{low} … {high}"
+
+
 def _get(key: str) -> Callable[[MethodResult], float | None]:
     return lambda method: summary(method, key)
 
@@ -119,7 +136,7 @@ def _get(key: str) -> Callable[[MethodResult], float | None]:
 def _points(key: str) -> Callable[[MethodResult], str]:
     def text(method: MethodResult) -> str:
         value = summary(method, key)
-        return decimal(None if value is None else 100 * value, 1, sign=key == "backward_transfer")
+        return decimal(None if value is None else 100 * value, 1, sign=key != "forgetting")
 
     return text
 
@@ -154,6 +171,7 @@ COLUMNS = [
         _get("drift_percent"),
         lambda method: percent(summary(method, "drift_percent"), sign=True),
         "low",
+        "drift_percent",
     ),
     Column(
         "Final accuracy",
@@ -162,6 +180,7 @@ COLUMNS = [
         _get("accuracy"),
         lambda method: ratio(summary(method, "accuracy")),
         "high",
+        "accuracy",
     ),
     Column(
         "Learned",
@@ -170,6 +189,7 @@ COLUMNS = [
         _get("learned"),
         lambda method: ratio(summary(method, "learned")),
         "high",
+        "learned",
     ),
     Column(
         "BWT",
@@ -178,6 +198,7 @@ COLUMNS = [
         _get("backward_transfer"),
         _points("backward_transfer"),
         "high",
+        "backward_transfer",
     ),
     Column(
         "Forgetting",
@@ -186,6 +207,7 @@ COLUMNS = [
         _get("forgetting"),
         _points("forgetting"),
         "low",
+        "forgetting",
     ),
     Column(
         "Choice accuracy",
@@ -194,6 +216,30 @@ COLUMNS = [
         _get("choice_accuracy"),
         lambda method: ratio(summary(method, "choice_accuracy")),
         "high",
+        "choice_accuracy",
+    ),
+    Column(
+        "Plasticity",
+        "of LoRA’s",
+        "Learned, in percent of what plain LoRA learned.",
+        _get("plasticity_percent"),
+        lambda method: percent(summary(method, "plasticity_percent"), 0),
+        "high",
+    ),
+    Column(
+        "Intransigence",
+        "points",
+        "How far Learned stays below what joint training reaches; below zero it learned more.",
+        _get("intransigence"),
+        _points("intransigence"),
+        "low",
+    ),
+    Column(
+        "Superseded, kept",
+        "",
+        "Facts that a later domain replaces and that are still given the old way: this forgetting is meant.",
+        _get("superseded_kept"),
+        lambda method: ratio(summary(method, "superseded_kept")),
     ),
     Column(
         "General perplexity",

@@ -17,6 +17,16 @@ METRICS = {
         "Choice accuracy",
         "share of items whose right choice is the likeliest; higher is better",
     ),
+    "token_f1": ("Token F1", "overlap of the written answer with the reference, 0 … 100 %; higher is better"),
+    "superseded_loss": ("Superseded: loss", "of facts that a later domain replaces; it is meant to rise"),
+    "superseded_exact_match": (
+        "Superseded: exact match",
+        "facts that a later domain replaces, still given the old way; it is meant to fall",
+    ),
+    "superseded_choice_accuracy": (
+        "Superseded: choice accuracy",
+        "facts that a later domain replaces, the old choice still the likeliest; it is meant to fall",
+    ),
 }
 """Metric → (title, unit). Others that a result may hold are shown after these."""
 
@@ -69,7 +79,7 @@ def _heat_map(metric: str, method: MethodResult, same_metric: Sequence[Matrix]) 
         for entry in row
         if (value := finite(entry)) is not None
     ]
-    is_share = metric != "loss" and all(0 <= value <= 1 for value in values)
+    is_share = not metric.endswith("loss") and all(0 <= value <= 1 for value in values)
     low, high = (0.0, 1.0) if is_share else (min(values, default=0.0), max(values, default=1.0))
     log_scale = not is_share and low > 0
     matrix = method.matrices[metric]
@@ -87,7 +97,14 @@ def _heat_map(metric: str, method: MethodResult, same_metric: Sequence[Matrix]) 
     title, unit = METRICS.get(metric, (metric.replace("_", " ").capitalize(), ""))
     edge = ratio if is_share else decimal
     return HeatMap(
-        metric, title, unit, "warm" if metric == "loss" else "cool", edge(low), edge(high), log_scale, rows
+        metric,
+        title,
+        unit,
+        "warm" if metric.endswith("loss") else "cool",
+        edge(low),
+        edge(high),
+        log_scale,
+        rows,
     )
 
 
@@ -103,7 +120,7 @@ def _shade(value: float | None, low: float, high: float, log_scale: bool) -> int
 
 def _change(metric: str, is_share: bool, matrix: Matrix, row: int, domain: int) -> str:
     """The change since the domain was learned: percent of a loss, points of a share."""
-    if metric == "loss":
+    if metric.endswith("loss"):
         text = percent(drift_percent(matrix, row, domain), sign=True)
         return "" if text == MISSING else text
     now, learned = cell(matrix, row, domain), cell(matrix, domain + 1, domain)

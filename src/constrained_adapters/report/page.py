@@ -23,6 +23,7 @@ from constrained_adapters.report.measures import (
     summary,
 )
 from constrained_adapters.report.numbers import MISSING, decimal, percent, ratio, seconds
+from constrained_adapters.report.pairs import paired_rows
 from constrained_adapters.report.pareto import Point, pareto_chart
 from constrained_adapters.report.sections import section
 from constrained_adapters.report.svg import NUM_COLOURS
@@ -86,10 +87,12 @@ def render_report(result: RunResult) -> str:
         tiles=_tiles(focus) if focus else [],
         focus=focus,
         comparison=compare(result.methods),
+        paired=paired_rows(result.methods),
         pareto=_pareto(result),
         sections=[section(index, method, result.methods) for index, method in enumerate(result.methods)],
         ledger=_ledger_table(result.ledger),
         details=[
+            ("Diagnosis before training", flattened(result.diagnosis)),
             ("Base model", flattened(result.base)),
             ("Settings of the run", flattened(result.settings)),
             *((f"Settings of {method.name}", flattened(method.settings)) for method in result.methods),

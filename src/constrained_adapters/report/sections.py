@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from constrained_adapters.evaluation.calibration import Pair
 from constrained_adapters.report.changes import Piece, changed_words, language_tag, same_answer
-from constrained_adapters.report.charts import Chart, Drawing, Line, sequence_chart, timeline_chart
+from constrained_adapters.report.charts import Chart, Drawing, Line, sequence_chart
 from constrained_adapters.report.forecast import forecast_chart, forecast_sentence, forecasts
 from constrained_adapters.report.heatmap import HeatMap, heat_maps
+from constrained_adapters.report.layers import ByLayer, by_layer
 from constrained_adapters.report.measures import cell, drift_percent, is_reference, perplexities
 from constrained_adapters.report.numbers import MISSING, decimal, finite, percent, seconds, size
+from constrained_adapters.report.timelines import (
+    DIVERSITY,
+    GUARD,
+    TRAINING,
+    line_of,
+    more,
+    present,
+    timelines,
+)
+from constrained_adapters.report.watch import Events, guard_events
 from constrained_adapters.results import MethodResult, Sample
-
-CURVES = {
-    "loss": ("Training loss", "nats per answer token"),
-    "removed_ratio": ("Removed gradient", "% of its norm"),
-    "conflict": ("Conflict with the memories", "cosine; below 0 the step would hurt"),
-}
-"""Curves that every reader wants, in this order; all others go into a folded box."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,10 @@ class Section:
     over_sequence: list[Drawing]
     while_training: list[Drawing]
     more_curves: list[Drawing]
+    diversity: list[Drawing]
+    guard: list[Drawing]
+    events: Events
+    importance: ByLayer
     predictions: list[Prediction]
     forecast: Drawing | None
     forecast_note: str
@@ -84,8 +92,12 @@ def section(index: int, method: MethodResult, methods: Sequence[MethodResult]) -
         domains=method.domains,
         heat=heat_maps(method, methods),
         over_sequence=_over_sequence(anchor, method, methods),
-        while_training=_present(_timeline(anchor, method, key) for key in CURVES),
-        more_curves=_present(_timeline(anchor, method, key) for key in _other_curves(method)),
+        while_training=timelines(anchor, method, TRAINING),
+        more_curves=timelines(anchor, method, more(method)),
+        diversity=timelines(anchor, method, DIVERSITY),
+        guard=timelines(anchor, method, GUARD),
+        events=guard_events(method),
+        importance=by_layer(anchor, method),
         predictions=_predictions(found),
         forecast=forecast_chart(
             Chart(
@@ -129,7 +141,7 @@ def _over_sequence(anchor: str, method: MethodResult, methods: Sequence[MethodRe
     for metric, title in (("exact_match", "Exact match"), ("choice_accuracy", "Choice accuracy")):
         matrix = method.matrices.get(metric, [])
         lines = [
-            _line(name, j, [(float(i), _times_100(cell(matrix, i, j))) for i in range(num + 1)])
+            line_of(name, j, [(float(i), _times_100(cell(matrix, i, j))) for i in range(num + 1)])
             for j, name in enumerate(method.domains)
         ]
         chart = Chart(
@@ -142,17 +154,17 @@ def _over_sequence(anchor: str, method: MethodResult, methods: Sequence[MethodRe
     chart = Chart(f"{anchor}-general", "General text", f"perplexity; lower is better{same}", limits=limits)
     charts.append(
         sequence_chart(
-            chart, [replace(_line("general text", 7, general), marker="o")], method.domains, base=True
+            chart, [replace(line_of("general text", 7, general), marker="o")], method.domains, base=True
         )
     )
-    return _present(charts)
+    return present(charts)
 
 
 def _drifts(method: MethodResult) -> list[Line]:
     """Each domain's drift from when it was learned (0 by definition) to the end."""
     losses, num = method.matrices.get("loss", []), len(method.domains)
     return [
-        _line(name, j, [(float(i), drift_percent(losses, i, j)) for i in range(j + 1, num + 1)])
+        line_of(name, j, [(float(i), drift_percent(losses, i, j)) for i in range(j + 1, num + 1)])
         for j, name in enumerate(method.domains)
     ]
 
@@ -164,29 +176,6 @@ def _shared_limits(values: Sequence[float], least_span: float) -> tuple[float, f
     low, high = min(values), max(values)
     pad = max(0.06 * (high - low), (least_span - (high - low)) / 2)
     return low - pad, high + pad
-
-
-def _timeline(anchor: str, method: MethodResult, key: str) -> Drawing | None:
-    """One quantity over all steps: the domains' curves laid end to end."""
-    lines, ends, start = [], [], 0.0
-    factor = 100.0 if key == "removed_ratio" else 1.0
-    for j, record in enumerate(method.records):
-        curve = record.curves.get(key)
-        if curve is not None:
-            pairs = zip(curve.steps, curve.values, strict=False)
-            lines.append(_line(record.name, j, [(start + step, finite(factor * y)) for step, y in pairs]))
-        start += max((max(c.steps, default=0) for c in record.curves.values()), default=0)
-        ends.append(start)
-    title, unit = CURVES.get(key, (key.replace("_", " ").capitalize(), ""))
-    keys = sorted({name for each in method.records for name in each.curves})
-    if key not in keys or start == 0:
-        return None
-    chart = Chart(f"{anchor}-curve-{keys.index(key)}", title, unit, _short, zero_line=key == "conflict")
-    return timeline_chart(chart, lines, ends)
-
-
-def _other_curves(method: MethodResult) -> list[str]:
-    return sorted({key for record in method.records for key in record.curves} - set(CURVES))
 
 
 def _predictions(found: Sequence[Pair]) -> list[Prediction]:
@@ -249,23 +238,9 @@ def _data_rows(method: MethodResult) -> list[list[str]]:
     ]
 
 
-def _line(label: str, index: int, points: Sequence[tuple[float, float | None]]) -> Line:
-    present = [(x, y) for x, y in points if y is not None]
-    return Line(label, index, [x for x, _ in present], [y for _, y in present])
-
-
-def _present(drawings: Iterable[Drawing | None]) -> list[Drawing]:
-    return [drawing for drawing in drawings if drawing is not None]
-
-
 def _times_100(value: float | None) -> float | None:
     return None if value is None else 100 * value
 
 
 def _signed_percent(value: float | None) -> str:
     return percent(value, sign=True)
-
-
-def _short(value: float | None) -> str:
-    """Three significant digits, for quantities of any size such as learning rates."""
-    return MISSING if value is None else f"{value:.3g}".replace("-", "\u2212")

@@ -7,7 +7,15 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from constrained_adapters.results import Curve, DomainRecord, Matrix, MethodResult, RunResult, Sample
+from constrained_adapters.results import (
+    Curve,
+    DomainRecord,
+    ItemScores,
+    Matrix,
+    MethodResult,
+    RunResult,
+    Sample,
+)
 
 DOMAINS = ["medicine", "数学", "Право"]
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'too'"
@@ -65,6 +73,7 @@ def make_result(
             "domains": [{"name": d} for d in domains],
         },
         "methods": [make_method(name, domains, num_steps=num_steps) for name in methods],
+        "diagnosis": {"risk": "medium", "pairs": [{"old": "medicine", "new": "数学", "kl_nats": 1.2}]},
         "ledger": [
             {
                 "at": f"2026-11-21T18:3{i % 10}:00Z",
@@ -113,6 +122,21 @@ def make_method(name: str, domains: Sequence[str] = DOMAINS, *, num_steps: int =
         summary=_summary(name, loss, exact, choice, general, spent),
         records=[_record(name, j, domains, rng, num_steps, spent, forgets) for j in range(num)],
         samples=[_sample(d) for d in domains] + [_sample(domains[0])],
+        items={d: _items(name, j, exact[num][j], loss[num][j]) for j, d in enumerate(domains)},
+        intervals={"accuracy": (0.4, 0.6), "drift_percent": (-1.5, 4.0), "backward_transfer": (-0.1, 0.0)},
+    )
+
+
+def _items(name: str, j: int, exact: float | None, loss: float | None, num: int = 40) -> ItemScores:
+    """Items whose means are about those of the cell; the same keys for every method."""
+    rng = random.Random(f"{name}:{j}:items")
+    right = [float(rng.random() < (exact or 0.0)) for _ in range(num)]
+    return ItemScores(
+        keys=[f"{j}-{item:03d}" for item in range(num)],
+        loss=[(loss or 0.0) * rng.uniform(0.5, 1.5) for _ in range(num)],
+        num_tokens=[1 + item % 4 for item in range(num)],
+        exact_match=right,
+        choice_accuracy=[max(each, float(rng.random() < 0.3)) for each in right],
     )
 
 
@@ -157,6 +181,11 @@ def _record(
     }
     if name == "crma":
         curves["removed_ratio"] = [0.1 + 0.08 * j + 0.03 * rng.random() for _ in steps]
+        curves |= {
+            "unique_trigram_ratio": [0.9 - 0.01 * rng.random() for _ in steps],
+            "self_bleu": [0.2 + 0.01 * rng.random() for _ in steps],
+            "probe_old_nats": [1.0 + 0.01 * rng.random() for _ in steps],
+        }
         curves["conflict"] = [-0.05 - 0.02 * j + rng.gauss(0, 0.03) for _ in steps]
     return DomainRecord(
         name=domains[j],
@@ -171,10 +200,31 @@ def _record(
         memory_bytes=2_600_000 if name == "crma" else 0,
         curves={key: Curve(steps=steps, values=values) for key, values in curves.items()},
         constraint={"removed_ratio": 0.12} if name == "crma" else {},
+        importance=_by_module(rng, 1e-4) if name == "crma" else {},
+        weight_change=_by_module(rng, 2.0),
+        events=[
+            {
+                "step": num_steps // 2,
+                "guard": "forgetting",
+                "action": "roll_back",
+                "reason": "medicine is 12.1 % worse",
+                "numbers": {"drift_percent": 12.1},
+            }
+        ]
+        if name == "crma" and j
+        else [],
         predicted_increase_nats={"base": 0.006, **dict.fromkeys(domains[:j], 0.42 * forgets * 1.3)}
         if name == "crma"
         else {},
     )
+
+
+def _by_module(rng: random.Random, scale: float) -> dict[str, float]:
+    return {
+        f"model.layers.{layer}.self_attn.{kind}": scale * rng.uniform(0.2, 1.0)
+        for layer in range(12)
+        for kind in ("q_proj", "v_proj")
+    }
 
 
 def _sample(domain: str) -> Sample:

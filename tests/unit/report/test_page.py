@@ -91,8 +91,8 @@ def test_tables_and_figures_are_described(html, page):
     assert all(th.get("scope") in {"col", "row"} for th in page.all("th"))
     charts = [svg for svg in page.all("svg") if svg.get("role") == "img"]
     # Per method: drift, exact match, choice accuracy, general text, a curve per key; forecasts where there
-    # are memories. And one front.
-    assert len(charts) == 1 + (4 + 5 + 1) + (4 + 3)
+    # are memories; change of weights, and importance by memories, per kind of module. And one front.
+    assert len(charts) == 1 + (4 + 8 + 1 + 2 + 2) + (4 + 3 + 2)
     assert all(svg["aria-labelledby"] for svg in charts)
     described = re.findall(r"<desc id=\"pareto-desc\">([^<]+)", html)[0]
     assert "crma: learned 76.0 %, drift +1.9 %" in described and "On the front: crma, lora" in described
