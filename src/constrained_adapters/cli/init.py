@@ -23,13 +23,18 @@ def init(
     from constrained_adapters.workspace import atomic_write_text
     from constrained_adapters.yaml_template import template
 
-    _check_free(file, force)
+    check_free(file, force)
     domains = _domains(domain, file.parent) if domain else None
-    atomic_write_text(file, template(domains, _relative(base, file.parent), file=str(file)))
+    atomic_write_text(file, template(domains, relative_source(base, file.parent), file=str(file)))
     typer.echo(f"Wrote {file}. Next: crma run {file}")
 
 
-def _check_free(file: Path, force: bool) -> None:
+def check_free(file: Path, force: bool) -> None:
+    """Refuse to replace a file that is there, unless that is asked for.
+
+    Raises:
+        ConfigError: It is there.
+    """
     from constrained_adapters.errors import ConfigError
 
     if file.exists() and not force:
@@ -56,11 +61,11 @@ def _domains(pairs: list[str], folder: Path) -> dict[str, str]:
             raise config_error(error, DomainConfig, where=f"--domain {pair}") from None
         if name in domains:
             raise ConfigError("a domain is given twice", got=f"--domain {pair}", expected="each name once")
-        domains[name] = _relative(data, folder)
+        domains[name] = relative_source(data, folder)
     return domains
 
 
-def _relative(source: str, folder: Path) -> str:
+def relative_source(source: str, folder: Path) -> str:
     """A path as it was typed here becomes one relative to the file's folder; other sources stay."""
     import os
 

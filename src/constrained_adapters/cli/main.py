@@ -17,15 +17,18 @@ from constrained_adapters.cli.assets import assets
 from constrained_adapters.cli.benchmark import benchmark
 from constrained_adapters.cli.compare import compare
 from constrained_adapters.cli.data import data
+from constrained_adapters.cli.diagnose import diagnose
 from constrained_adapters.cli.eval import evaluate
 from constrained_adapters.cli.export import export
 from constrained_adapters.cli.failures import print_interrupted, set_debug, with_failures
+from constrained_adapters.cli.import_ import import_
 from constrained_adapters.cli.init import init
 from constrained_adapters.cli.methods import methods
 from constrained_adapters.cli.report import report
 from constrained_adapters.cli.run import run
 from constrained_adapters.cli.serve import serve
 from constrained_adapters.cli.status import status
+from constrained_adapters.cli.verify import verify
 
 app = typer.Typer(
     name="crma",
@@ -36,10 +39,24 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (init, data, methods, assets, run, status, report, compare, serve, benchmark):
+for _command in (
+    init,
+    data,
+    diagnose,
+    methods,
+    assets,
+    run,
+    status,
+    report,
+    compare,
+    serve,
+    benchmark,
+    verify,
+):
     app.command()(with_failures(_command))
 app.command("eval")(with_failures(evaluate))
 app.add_typer(export, name="export")
+app.command("import")(with_failures(import_))
 
 
 def _print_version(wanted: bool) -> None:

@@ -43,7 +43,8 @@ def find_contradictions(old: Sequence[Example], new: Sequence[Example]) -> list[
     5-grams of at least 0.8, without the task's wording): in a long question a changed word is near, which
     may be the word that matters, so each pair is listed for a person to judge. Prompts that say what to do
     rather than ask ("Write a poem") and running text are left out. Answers agree where one, without case and
-    signs, is contained in the other as whole words.
+    signs, is contained in the other as whole words. An old example that is marked as superseded is
+    contradicted on purpose and left out.
 
     Args:
         old: Examples of the old data; may be empty.
@@ -74,7 +75,7 @@ def find_contradictions(old: Sequence[Example], new: Sequence[Example]) -> list[
                 question_text(example), example.reference, question_text(other), other.reference, where
             )
             for other, where in others
-            if not answers_agree(example.reference, other.reference)
+            if not other.superseded and not answers_agree(example.reference, other.reference)
         ]
     return found
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from constrained_adapters.config import Settings
+from constrained_adapters.setting_base import Settings
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -16,12 +16,12 @@ class DiagnosisSettings(Settings):
     """From which value on a signal counts, and how much is measured.
 
     Attributes:
+        medium_increase: Rise of the old loss in the trial, as a share, from which the risk is medium.
+        high_increase: The same for high.
+        high_contradictions: Share of new examples that contradict old ones from which the risk is high.
         high_kl_nats: Divergence of the token distributions from which the texts are far apart.
         low_jaccard: Overlap of the vocabularies under which the texts are far apart.
         conflict_cosine: Cosine of old and new gradients under which a step of one works against the other.
-        medium_increase: Rise of the old loss in the trial, as a share, from which the risk is medium.
-        high_increase: The same for high; 0.1 is also what the guard allows.
-        high_contradictions: Share of new examples that contradict old ones from which the risk is high.
         min_confidence: From which confidence on the base's other answer is listed.
         small_data: Fewer training examples are better looked up than learnt.
         probe_examples: Examples of each side that gradients, losses and beliefs are measured on.
@@ -32,12 +32,12 @@ class DiagnosisSettings(Settings):
         distribution_tokens: Most tokens of each side whose distributions are compared.
     """
 
+    medium_increase: float = Field(default=0.05, ge=0.0)
+    high_increase: float = Field(default=0.25, ge=0.0)
+    high_contradictions: Share = 0.05
     high_kl_nats: float = Field(default=2.0, ge=0.0)
     low_jaccard: Share = 0.3
     conflict_cosine: float = Field(default=0.0, ge=-1.0, le=1.0)
-    medium_increase: float = Field(default=0.03, ge=0.0)
-    high_increase: float = Field(default=0.1, ge=0.0)
-    high_contradictions: Share = 0.05
     min_confidence: Share = 0.9
     small_data: Count = 100
     probe_examples: Count = 32

@@ -1,4 +1,4 @@
-"""The signals of a diagnosis: all that is measured of two sides, on a model that learns nothing from it."""
+"""A model is asked about an old and a new side, and learns nothing from it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from constrained_adapters.data.examples import Domain, Example
 from constrained_adapters.data.tokens import Tokens, encode_example
 from constrained_adapters.diagnosis.distributions import same_length, token_kl_nats, vocabulary_jaccard
+from constrained_adapters.diagnosis.risk import Signals
 from constrained_adapters.diagnosis.settings import DiagnosisSettings
 from constrained_adapters.diagnosis.trial import State, TrialAdapter, mean_row_nats
 from constrained_adapters.memory.base_text import write_base_text
@@ -54,36 +55,6 @@ class Side:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Signals:
-    """What was measured of an old and a new side.
-
-    Args:
-        kl_nats: KL(new ‖ old) of the token distributions.
-        jaccard: Overlap of the vocabularies, 0 … 1.
-        old_nats: The model's own loss on held-out old rows, before anything is trained, nats per token.
-        new_nats: The same on new rows.
-        gradient_cosine: Of the gradients of both losses by the adapted weights, −1 … 1.
-        trial_before_nats: Loss on the old rows once a trial has learnt the old side (where it was not known).
-        trial_after_nats: The same after the trial has gone on with the new side; None without a trial.
-    """
-
-    kl_nats: float
-    jaccard: float
-    old_nats: float
-    new_nats: float
-    gradient_cosine: float
-    trial_before_nats: float | None = None
-    trial_after_nats: float | None = None
-
-    @property
-    def trial_increase(self) -> float | None:
-        """Rise of the old loss in the trial, as a share of the loss before; None without a trial."""
-        if self.trial_before_nats is None or self.trial_after_nats is None:
-            return None
-        return self.trial_after_nats / max(self.trial_before_nats, 1e-3) - 1.0
-
-
 class Probe:
     """A model that is asked about pairs of sides; what one side needs is measured once.
 
@@ -105,7 +76,7 @@ class Probe:
         seed: int = 0,
     ) -> None:
         self.model, self.tokenizer, self.modules = model, tokenizer, dict(modules)
-        self._settings, self._seed = settings, seed
+        self.settings, self.seed = settings, seed
         self._gradients: dict[str, dict[str, Tensor]] = {}
         self._losses: dict[str, float] = {}
         self._learnt: dict[str, tuple[State, float]] = {}
@@ -114,15 +85,15 @@ class Probe:
 
     def domain(self, domain: Domain, *, known: bool = False) -> Side:
         """A side of a domain's examples."""
-        settings = self._settings
+        settings = self.settings
         # A trial reads batches of its own; what is held out stands in no training split.
         wanted = max(settings.probe_examples, settings.trial_steps * settings.batch_size)
         examples = (*domain.train, *domain.validation, *domain.test)
-        texts = [self._tokens(each) for each in sample_rows(examples, len(examples), self._seed)]
+        texts = [self._tokens(each) for each in sample_rows(examples, len(examples), self.seed)]
         return Side(
             domain.name,
             examples,
-            tuple(self._tokens(each) for each in sample_rows(domain.train, wanted, self._seed)),
+            tuple(self._tokens(each) for each in sample_rows(domain.train, wanted, self.seed)),
             tuple(map(self._tokens, domain.validation[: settings.probe_examples])),
             tuple(tokens.input_ids for tokens in texts),
             len(domain.train),
@@ -134,9 +105,9 @@ class Probe:
         """A side of text that the model writes: what it knew before it was taught anything."""
         written = write_base_text(
             self.model,
-            num_texts=max(BASE_TEXTS, 2 * self._settings.probe_examples),
+            num_texts=max(BASE_TEXTS, 2 * self.settings.probe_examples),
             length_tokens=BASE_TEXT_TOKENS,
-            seed=self._seed,
+            seed=self.seed,
         )
         rows = [Tokens(ids.tolist(), labels.tolist()) for ids, labels in written if len(ids) > 1]
         half = len(rows) // 2
@@ -150,8 +121,8 @@ class Probe:
         rows, once a side; for the trial ``trial_steps`` steps of the old side, once, and of the new one, and
         two passes over the old side's held rows.
         """
-        texts = same_length(new.texts, old.texts, most=self._settings.distribution_tokens)
-        before, after = self._trial(old, new) if self._settings.trial_steps else (None, None)
+        texts = same_length(new.texts, old.texts, most=self.settings.distribution_tokens)
+        before, after = self._trial(old, new) if self.settings.trial_steps else (None, None)
         return Signals(
             token_kl_nats(*texts),
             vocabulary_jaccard(*texts),
@@ -173,20 +144,20 @@ class Probe:
         if side.name not in self._gradients:
             rows = [
                 (torch.tensor(row.input_ids), torch.tensor(row.labels))
-                for row in side.probe[: self._settings.probe_examples]
+                for row in side.probe[: self.settings.probe_examples]
             ]
             self._gradients[side.name] = probe_gradients(
                 self.model,
                 self.modules,
                 rows,
                 domain=side.name,
-                batch_size=self._settings.batch_size,
+                batch_size=self.settings.batch_size,
                 most_rows=GRADIENT_ROWS,
             ).matrices
         return self._gradients[side.name]
 
     def _trial(self, old: Side, new: Side) -> tuple[float, float]:
-        trial = TrialAdapter(self.modules, seed=self._seed)
+        trial = TrialAdapter(self.modules, seed=self.seed)
         if old.name not in self._learnt:
             if not old.known:
                 self._learn(trial, old)
@@ -198,7 +169,7 @@ class Probe:
         return before, trial.loss_nats(self.model, old.held)
 
     def _learn(self, trial: TrialAdapter, side: Side) -> None:
-        settings = self._settings
+        settings = self.settings
         trial.learn(
             self.model,
             side.probe,
@@ -208,7 +179,7 @@ class Probe:
         )
 
     def _tokens(self, example: Example) -> Tokens:
-        return encode_example(example, self.tokenizer, self._settings.max_length_tokens)
+        return encode_example(example, self.tokenizer, self.settings.max_length_tokens)
 
     def _cosine(self, one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
         dots = [float((one[name] * other[name]).sum()) for name in one]
