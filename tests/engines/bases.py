@@ -9,7 +9,7 @@ import torch
 import transformers
 
 SIZES = {
-    "vocab_size": 264,
+    "vocab_size": 288,
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
