@@ -15,15 +15,15 @@ from constrained_adapters.serving.settings import ServeSettings
 
 
 @contextmanager
-def serving(engine, settings):
-    """The address of a server before ``engine``."""
-    app = create_app(engine, settings, base_name="tiny")
+def running(app):
+    """The address of a server of ``app``."""
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
         thread.start()
-        until(lambda: server.started)
+        until(lambda: server.started or not thread.is_alive())
+        assert server.started
         try:
             yield f"http://127.0.0.1:{port}"
         finally:
@@ -32,8 +32,13 @@ def serving(engine, settings):
             assert not thread.is_alive()
 
 
+def serving(engine, settings):
+    """The address of a server before ``engine``."""
+    return running(create_app(engine, settings, base_name="tiny"))
+
+
 def tiny_engine(model, tokenizer, settings=None, route=None, domains=None):
-    """The embedded engine on a tiny model: each adapter a domain, ``prefix`` two of them."""
+    """The embedded engine on a tiny model: each adapter is a domain."""
     domains = domains or {name: {name: 1.0} for name in model.adapter_names}
     return LocalEngine(model, tokenizer, domains, settings or ServeSettings(context_tokens=256), route)
 

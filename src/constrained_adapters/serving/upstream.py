@@ -66,11 +66,11 @@ class UpstreamEngine:
         self._registry = ModelRegistry()
         for domain, adapters in domains.items():
             self._registry.publish(domain, adapters)
-        self._exports = tempfile.TemporaryDirectory(prefix="crma-exports-", ignore_cleanup_errors=True)
         self._numbers = itertools.count()
         self._num_running = 0
         self._stopping = False
         self._client: httpx2.AsyncClient
+        self._exports: tempfile.TemporaryDirectory[str]
         self._adapters: UpstreamAdapters
 
     async def start(self) -> None:
@@ -84,7 +84,13 @@ class UpstreamEngine:
         timeout = httpx2.Timeout(self.settings.timeout_seconds, connect=10.0)
         # The engine is named by its address alone: no proxy of the environment has a part in it.
         self._client = httpx2.AsyncClient(base_url=address, limits=limits, timeout=timeout, trust_env=False)
-        self._adapters, _ = await find_upstream(self._client, self._base_model, Path(self._exports.name))
+        self._exports = tempfile.TemporaryDirectory(prefix="crma-exports-", ignore_cleanup_errors=True)
+        try:
+            exports = Path(self._exports.name)
+            self._adapters = await find_upstream(self._client, self._base_model, exports)
+        except BaseException:
+            await self.stop()
+            raise
 
     async def stop(self) -> None:
         """Let go of the engine; what ran has ended, as the front waits for it."""

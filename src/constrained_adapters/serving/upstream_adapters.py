@@ -140,16 +140,13 @@ class ScaledAdapters:
 
 async def find_upstream(
     client: httpx2.AsyncClient, base_model: str | None, exports: Path
-) -> tuple[UpstreamAdapters, str]:
-    """Ask an engine what it is.
+) -> UpstreamAdapters:
+    """Ask an engine what it is, and so how it takes adapters.
 
     Args:
         client: Speaks to it.
         base_model: The base's name there; None takes its first model.
         exports: Folder for adapters that it is to load.
-
-    Returns:
-        How it takes adapters, and the base's name there.
 
     Raises:
         UpstreamError: It cannot be reached, or serves no such model.
@@ -167,10 +164,10 @@ async def find_upstream(
     try:
         reply = await client.get("/lora-adapters")  # llama.cpp's alone
         if reply.status_code == 200:
-            return ScaledAdapters(name, {Path(each["path"]).stem: each["id"] for each in reply.json()}), name
+            return ScaledAdapters(name, {Path(each["path"]).stem: each["id"] for each in reply.json()})
     except (httpx2.HTTPError, ValueError, KeyError, TypeError):
         pass
-    return LoadedMixes(client, name, exports), name
+    return LoadedMixes(client, name, exports)
 
 
 async def checked(call: Any) -> httpx2.Response:
