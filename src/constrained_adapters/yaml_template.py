@@ -111,6 +111,7 @@ EXPLAINED = {
     "domains.max_train": "use at most this many training examples",
     "domains.max_validation": "... validation examples",
     "domains.max_test": "... test examples",
+    "domains.keywords": "a prompt with one of these words is routed to this domain",
     "evaluation.split": "what is scored after each domain: test, or validation while settings are chosen",
     "evaluation.max_items": "score at most this many examples of each domain",
     "evaluation.batch_size": "examples per scoring pass",

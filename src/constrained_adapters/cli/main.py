@@ -22,14 +22,13 @@ from constrained_adapters.cli.eval import evaluate
 from constrained_adapters.cli.export import export
 from constrained_adapters.cli.failures import print_interrupted, set_debug, with_failures
 from constrained_adapters.cli.import_ import import_
-from constrained_adapters.cli.import_ import import_
 from constrained_adapters.cli.init import init
 from constrained_adapters.cli.methods import methods
 from constrained_adapters.cli.report import report
+from constrained_adapters.cli.route import route
 from constrained_adapters.cli.run import run
 from constrained_adapters.cli.serve import serve
 from constrained_adapters.cli.status import status
-from constrained_adapters.cli.verify import verify
 from constrained_adapters.cli.verify import verify
 
 app = typer.Typer(
@@ -49,6 +48,7 @@ for _command in (
     assets,
     run,
     status,
+    route,
     report,
     compare,
     serve,
@@ -58,7 +58,6 @@ for _command in (
     app.command()(with_failures(_command))
 app.command("eval")(with_failures(evaluate))
 app.add_typer(export, name="export")
-app.command("import")(with_failures(import_))
 app.command("import")(with_failures(import_))
 
 

@@ -92,7 +92,7 @@ def open_workspace(
         ConstrainedAdaptersError: The base cannot be loaded, as by :func:`load_base`.
     """
     acting = acting_adapters(workspace)
-    base = base or _load_base(workspace, dtype, device, quantization)
+    base = base or load_run_base(workspace, dtype=dtype, device=device, quantization=quantization)
     names = list(dict.fromkeys(name for weights in acting.values() for name in weights))
     first = read_facts(adapter_home(workspace, names[0])).get("config", {})
     with warnings.catch_warnings():  # what its strength would do to later domains is of no interest here
@@ -105,9 +105,19 @@ def open_workspace(
     return OpenedModel(model, base, tuple(acting), workspace, acting)
 
 
-def _load_base(
-    workspace: Workspace, dtype: Dtype, device: str, quantization: Quantization | None
+def load_run_base(
+    workspace: Workspace,
+    *,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    quantization: Quantization | None = None,
 ) -> LoadedBase:
+    """Load the base of a run; arguments as :func:`open_workspace`.
+
+    Raises:
+        WorkspaceError: It is not known which base that is.
+        ConstrainedAdaptersError: It cannot be loaded, as by :func:`load_base`.
+    """
     fingerprint, known = workspace.read_base()
     asked = BaseConfig(
         model="embedded" if known["model"] == EMBEDDED_NAME else known["model"],

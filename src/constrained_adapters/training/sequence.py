@@ -37,6 +37,7 @@ from constrained_adapters.training.lessons import Lessons, Prepared
 from constrained_adapters.training.observer import RunObserver
 from constrained_adapters.training.peak import peak_memory_bytes
 from constrained_adapters.training.prevention import collapse_guards, prevented_settings
+from constrained_adapters.training.routes import note_for_router
 from constrained_adapters.workspace import Workspace, atomic_directory, atomic_write_bytes, atomic_write_json
 
 TRAINING_FILE = "training.json"
@@ -93,6 +94,15 @@ class DomainSequence:
         self.learner.prepare(tell)
         for number, domain in enumerate(self.prepared.domains, start=1):
             self._learn(number, domain)
+            note_for_router(
+                self.workspace,
+                self.config,
+                self.method,
+                number,
+                domain,
+                self._untouched,
+                self.prepared.tokenizer,
+            )
             last = number == len(self.prepared.domains)
             sampled = self.prepared.domains if last else (domain,)
             if not self._is_measured(number, sampled):
