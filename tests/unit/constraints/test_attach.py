@@ -13,7 +13,7 @@ from torch.optim import optimizer as torch_optimizer
 
 from constrained_adapters.adapters.lora import adapter_pairs, lora_config, start_small
 from constrained_adapters.constraints import SubspaceConstraint
-from constrained_adapters.constraints.attach import attach, is_bound
+from constrained_adapters.constraints.attach import attach, is_bound, strengthen
 from constrained_adapters.constraints.ewc import EWCConstraint
 from constrained_adapters.constraints.finite import LastGood, first_not_finite
 from constrained_adapters.constraints.kept import KeptGradientConstraint
@@ -330,3 +330,23 @@ def test_what_projects_acts_after_what_adds_whichever_was_attached_first(force, 
     assert p.grad.tolist() == [2.0, 0.0]
     for attachment in [*attachments, other]:
         attachment.remove()
+
+
+def test_strengthen_doubles_what_a_penalty_adds_and_says_so_and_leaves_others_alone():
+    weight = torch.nn.Parameter(torch.tensor([3.0, 1.0]))
+    weight.grad = torch.zeros(2)
+    anchor = {"w": torch.tensor([1.0, 1.0])}
+    constraint = EWCConstraint({"w": weight}, {"w": torch.ones(2)}, anchor, 0.0, weight=0.5)
+    held = attach(constraint, domain="law")
+    try:
+        assert strengthen([torch.nn.Parameter(torch.zeros(1))], 2.0) == {}
+        constraint.before_step()
+        added, penalty = weight.grad.clone(), float(constraint.measurements()["penalty"])
+        weight.grad.zero_()
+        assert strengthen([weight], 2.0) == {"penalty_factor": 2.0}
+        constraint.before_step()
+        assert torch.equal(weight.grad, 2.0 * added)
+        assert float(constraint.measurements()["penalty"]) == pytest.approx(2.0 * penalty)
+    finally:
+        held.remove()
+    assert strengthen([weight], 2.0) == {}
