@@ -3,7 +3,8 @@
 ``python llama_cpp_runner.py RESULT.json < TASK.json`` with a task of the fields ``model`` (a GGUF file),
 ``adapters`` (name → LoRA GGUF file), ``prompts`` (token ids), ``texts`` (to be tokenised), ``max_tokens`` and
 ``requests`` (pairs of a prompt's number and weights by adapter). Each answer has the ``tokens`` that greedy
-decoding writes, their ``logprobs``, and ``seconds``; ``tokenised`` has the ids of the texts.
+decoding writes and their ``logprobs``; ``tokenised`` has the ids of the texts. With ``rounds``, the first prompt
+is answered again and again, by the base and each adapter in turn: ``seconds`` by adapter.
 """
 
 import ctypes
@@ -38,7 +39,6 @@ class Engine:
             raise RuntimeError(f"llama.cpp does not set {weights}")
 
     def answer(self, prompt: list[int], max_tokens: int) -> dict:
-        begun = time.perf_counter()
         self.llama.reset()
         self.llama.eval(prompt)
         tokens, logprobs = [], []
@@ -48,7 +48,7 @@ class Engine:
             tokens.append(token)
             logprobs.append(float(logits[token] - np.logaddexp.reduce(logits)))
             self.llama.eval([token])
-        return {"tokens": tokens, "logprobs": logprobs, "seconds": time.perf_counter() - begun}
+        return {"tokens": tokens, "logprobs": logprobs}
 
 
 def main() -> None:
@@ -61,7 +61,15 @@ def main() -> None:
         answers.append({"prompt": number, "weights": weights, **answer})
     texts = task.get("texts", [])
     tokenised = [engine.llama.tokenize(text.encode(), add_bos=False, special=True) for text in texts]
-    Path(sys.argv[1]).write_text(json.dumps({"answers": answers, "tokenised": tokenised}))
+    seconds = {name: [] for name in ["", *task["adapters"]]}
+    for _ in range(task.get("rounds", 0)):
+        for name, taken in seconds.items():
+            engine.use({name: 1.0} if name else {})
+            begun = time.perf_counter()
+            engine.answer(task["prompts"][0], task["max_tokens"])
+            taken.append(time.perf_counter() - begun)
+    result = {"answers": answers, "tokenised": tokenised, "seconds": seconds}
+    Path(sys.argv[1]).write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 ``python vllm_runner.py RESULT.json < TASK.json`` with a task of the fields
 ``model``, ``adapters`` (name → folder), ``max_lora_rank``, ``prompts`` (token ids), ``max_tokens`` and
 ``requests`` (pairs of a prompt's number and an adapter's name or null). Each answer has ``tokens`` and their
-``logprobs``; ``seconds`` is the wall time of all requests of one adapter in one batch.
+``logprobs``. With ``rounds``, the prompts are answered as one batch again and again, by the base and each adapter
+in turn: ``seconds`` by adapter.
 """
 
 import json
@@ -32,18 +33,14 @@ def main() -> None:
         temperature=0.0,
         max_tokens=task["max_tokens"],
         logprobs=1,
-        ignore_eos=bool(task.get("ignore_eos")),
         detokenize=False,
     )
-    answers, seconds = [], {}
+    answers = []
     for adapter in dict.fromkeys(adapter for _, adapter in task["requests"]):
         numbers = [number for number, each in task["requests"] if each == adapter]
         prompts = [{"prompt_token_ids": task["prompts"][number]} for number in numbers]
         lora = requests[adapter] if adapter else None
-        engine.generate(prompts[:1], SamplingParams(max_tokens=1), lora_request=lora, use_tqdm=False)
-        begun = time.perf_counter()
         outputs = engine.generate(prompts, sampling, lora_request=lora, use_tqdm=False)
-        seconds[adapter or ""] = time.perf_counter() - begun
         for number, output in zip(numbers, outputs, strict=True):
             written = output.outputs[0]
             steps = zip(written.token_ids, written.logprobs, strict=True)
@@ -55,6 +52,14 @@ def main() -> None:
                     "logprobs": [step[token].logprob for token, step in steps],
                 }
             )
+    whole = SamplingParams(temperature=0.0, max_tokens=task["max_tokens"], ignore_eos=True, detokenize=False)
+    batch = [{"prompt_token_ids": prompt} for prompt in task["prompts"]]
+    seconds = {name: [] for name in ["", *folders]}
+    for _ in range(task.get("rounds", 0)):
+        for name, taken in seconds.items():
+            begun = time.perf_counter()
+            engine.generate(batch, whole, lora_request=requests.get(name), use_tqdm=False)
+            taken.append(time.perf_counter() - begun)
     Path(sys.argv[1]).write_text(json.dumps({"answers": answers, "seconds": seconds}))
 
 
