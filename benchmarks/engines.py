@@ -1,6 +1,6 @@
 """Exports in the engines they are for: differences, time, memory, size, and tokens per second.
 
-``OMP_NUM_THREADS=1 python benchmarks/engines.py --run runs/demo [--part exports|stream|transformers|vllm|llama_cpp]``
+``OMP_NUM_THREADS=1 python benchmarks/engines.py --run runs/demo [--part PART]``
 
 Each part writes into one JSON file in ``benchmarks/results`` as soon as it is measured, and is not measured
 again while it is there. The engines are those of ``scripts/engines.py``. Differences of log-probabilities are
@@ -73,6 +73,8 @@ class Store:
         """Write it down."""
         from constrained_adapters.training.run import environment
 
+        if self.path.exists():  # another part may have been measured meanwhile
+            self.record = json.loads(self.path.read_text())
         self.record.setdefault("environment", environment())
         self.record.setdefault(part, {})[key] = value
         self.path.write_text(json.dumps(self.record, indent=1) + "\n", encoding="utf-8")
@@ -149,8 +151,9 @@ target = Path("{folder}") / "merged"
 target.mkdir()
 begun = time.perf_counter()
 merge = write_merged(base, mix, target, shard_bytes=200_000_000)
-print(json.dumps({{"seconds": time.perf_counter() - begun, "shards": merge.num_shards, "shard_bytes": 200_000_000,
-    "adapter_bytes": sum(a.nbytes + b.nbytes for a, b in pairs.values())}}))
+seconds = time.perf_counter() - begun
+adapter_bytes = sum(a.nbytes + b.nbytes for a, b in pairs.values())
+print(json.dumps({{"seconds": seconds, "shards": merge.num_shards, "adapter_bytes": adapter_bytes}}))
 """
 
 
@@ -268,9 +271,10 @@ def llama_cpp(store: Store, run: Path) -> None:
             store.keep("llama_cpp", name, {"log_probabilities": differences, "tokens_per_second": speed})
 
 
-def difference(
-    base: Any, weights: dict[str, float], prompt: list[int], answer: dict[str, Any]
-) -> dict[str, Any]:
+Answer = dict[str, Any]
+
+
+def difference(base: Any, weights: dict[str, float], prompt: list[int], answer: Answer) -> Answer:
     """Of the engine's log-probabilities from those of the base with these adapters, in float32."""
     import torch
     from peft import PeftModel
@@ -328,9 +332,8 @@ def speeds(seconds: dict[str, list[float]]) -> dict[str, Any]:
 
 def crma(words: list[str]) -> tuple[str, int]:
     """What a command prints, and its peak memory."""
-    return measured_python(
-        f"import sys; sys.argv[1:] = {words!r}; from constrained_adapters.cli.main import main; main()"
-    )
+    start = "from constrained_adapters.cli.main import main; main()"
+    return measured_python(f"import sys; sys.argv[1:] = {words!r}; {start}")
 
 
 def measured_python(code: str) -> tuple[str, int]:

@@ -3,8 +3,8 @@
 ``python llama_cpp_runner.py RESULT.json < TASK.json`` with a task of the fields ``model`` (a GGUF file),
 ``adapters`` (name → LoRA GGUF file), ``prompts`` (token ids), ``texts`` (to be tokenised), ``max_tokens`` and
 ``requests`` (pairs of a prompt's number and weights by adapter). Each answer has the ``tokens`` that greedy
-decoding writes and their ``logprobs``; ``tokenised`` has the ids of the texts. With ``rounds``, the first prompt
-is answered again and again, by the base and each adapter in turn: ``seconds`` by adapter.
+decoding writes and their ``logprobs``; ``tokenised`` has the ids of the texts. With ``rounds``, the first
+prompt is answered again and again, by the base and each adapter in turn: ``seconds`` by adapter.
 """
 
 import ctypes

@@ -3,8 +3,8 @@
 ``python vllm_runner.py RESULT.json < TASK.json`` with a task of the fields
 ``model``, ``adapters`` (name → folder), ``max_lora_rank``, ``prompts`` (token ids), ``max_tokens`` and
 ``requests`` (pairs of a prompt's number and an adapter's name or null). Each answer has ``tokens`` and their
-``logprobs``. With ``rounds``, the prompts are answered as one batch again and again, by the base and each adapter
-in turn: ``seconds`` by adapter.
+``logprobs``. With ``rounds``, the prompts are answered as one batch again and again, by the base and each
+adapter in turn: ``seconds`` by adapter.
 """
 
 import json
