@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from constrained_adapters.report import write_report
+from constrained_adapters.report.several import combined
 
 from ..unit.report.factory import ATTACK, make_result
 from .chromium import Chromium, find_chromium
@@ -124,3 +125,37 @@ def test_a_sample_that_attacks_does_nothing(browser, tmp_path):
     assert browser.evaluate("document.querySelector('h1').textContent") == ATTACK
     assert browser.evaluate("document.querySelectorAll('script, img').length") == 0
     assert not any(message["method"] == "Page.javascriptDialogOpening" for message in browser.messages)
+
+
+def test_every_figure_is_drawn_and_every_script_is_whole(browser, report):
+    for width in (1280, 360):
+        browser.open(report, width=width, mobile=width < 400)
+        drawn = (
+            "[...document.querySelectorAll('svg[role=img]')].filter(figure => "
+            "figure.getBoundingClientRect().height < 80 || figure.querySelectorAll('path, use').length < 4)"
+            ".map(figure => figure.getAttribute('aria-labelledby'))"
+        )
+        browser.evaluate("document.querySelectorAll('details').forEach(box => box.open = true)")
+        assert browser.evaluate(drawn) == []
+        words = browser.evaluate("document.body.innerText")
+        assert "已知二次方程" in words and "гражданское право" in words and "\ufffd" not in words
+        assert "Importance by layer and module" in words and "Diversity of what it writes" in words
+
+
+def test_every_scrolling_table_can_be_reached_and_is_named(browser, report):
+    browser.open(report)
+    unnamed = (
+        "[...document.querySelectorAll('.scroll')].filter(box => box.tabIndex !== 0 ||"
+        " !(box.getAttribute('aria-label') ||"
+        " document.getElementById(box.getAttribute('aria-labelledby'))?.textContent.trim())).length"
+    )
+    assert browser.evaluate(unnamed) == 0
+
+
+def test_a_page_of_several_runs_fits_a_phone(browser, tmp_path):
+    runs = [("march", make_result(["crma", "lora"])), ("may", make_result(["crma"]))]
+    write_report(combined(runs), tmp_path / "report.html")
+    browser.open(tmp_path / "report.html", width=360, mobile=True)
+    assert browser.evaluate("document.documentElement.scrollWidth") == 360
+    assert browser.complaints() == []
+    assert "crma (may)" in browser.evaluate("document.getElementById('pareto-title').parentNode.textContent")

@@ -11,6 +11,7 @@ from constrained_adapters.assessment.assess import (
     ADAPTED,
     BASE,
     Asked,
+    State,
     activator,
     check_sets,
     now,
@@ -60,9 +61,11 @@ def assess_run(workspace: Workspace, asked: Asked, tell: Callable[[str], None]) 
     opened = open_workspace(
         workspace, dtype=asked.dtype, device=asked.device, quantization=asked.quantization
     )
+    if given and not _is_one_model(opened):
+        notes.append(f"Each domain has a model of its own; given sets are asked of {opened.domains[-1]}'s.")
     scoring = replace(asked.scoring, max_length=config.training.max_length_tokens)
     scorer = Scorer(opened.model, opened.tokenizer, activator(opened.model), scoring, tell)
-    states = {BASE: {}, ADAPTED: opened.adapters[opened.domains[-1]]}
+    states: dict[str, State] = {BASE: {}, ADAPTED: opened.adapters[opened.domains[-1]]}
     rows = _rows(opened, own, scorer)
     models: dict[str, Row] = {
         name: {**row, **{each.name: scorer.items(states[name], each) for each in given}}
@@ -109,9 +112,7 @@ def _rows(opened: OpenedModel, sets: Sequence[EvaluationSet], scorer: Scorer) ->
     """The items of each row of R: the base, then the model after each finished domain."""
     if not sets:
         return []
-    acting, domains = opened.adapters, opened.domains
-    # Where each domain acts on top of those before, there is one model for all of them.
-    together = all(set(acting[one]) <= set(acting[next_]) for one, next_ in itertools.pairwise(domains))
+    acting, domains, together = opened.adapters, opened.domains, _is_one_model(opened)
     rows = [{each.name: scorer.items({}, each) for each in sets}]
     for number, learnt in enumerate(domains, start=1):
         row = {}
@@ -122,11 +123,18 @@ def _rows(opened: OpenedModel, sets: Sequence[EvaluationSet], scorer: Scorer) ->
     return rows
 
 
+def _is_one_model(opened: OpenedModel) -> bool:
+    """Whether each domain acts on top of those before, so that one model answers for all of them."""
+    acting = opened.adapters
+    return all(set(acting[one]) <= set(acting[after]) for one, after in itertools.pairwise(opened.domains))
+
+
 def _score_general(opened: OpenedModel, texts: Sequence[str], scorer: Scorer) -> list[ItemScores]:
-    """The items of general text by row."""
+    """The items of general text by row; where domains have models of their own, it is the base that answers."""
     each = EvaluationSet(GENERAL, tuple(Example(text=text) for text in texts), "", "general")
     reader = replace(scorer, scoring=replace(scorer.scoring, metrics=("loss",)))
-    states = [{}, *(opened.adapters[domain] for domain in opened.domains)]
+    acting = [opened.adapters[domain] if _is_one_model(opened) else {} for domain in opened.domains]
+    states: list[State] = [{}, *acting]
     return [reader.items(state, each) for state in states]
 
 

@@ -143,3 +143,30 @@ def test_settings_without_effect_are_refused():
         detect({"a": "b", "c": "d"}, text="a", prompt="c")
     with pytest.raises(ConfigError, match="'choices' has no effect"):
         detect({"text": "b", "c": "d"}, text="text", choices="c")
+
+
+@pytest.mark.parametrize(
+    ("mark", "expected"),
+    [
+        (True, True),
+        ("yes", True),
+        (1, True),
+        ("TRUE", True),
+        (False, False),
+        (None, False),
+        ("0", False),
+        ("", False),
+    ],
+)
+def test_a_row_may_be_marked_as_superseded(mark, expected):
+    record = Record({"prompt": "2 + 2?", "answer": "4", "superseded": mark}, "a.jsonl", 1)
+    columns = detect_columns([record], DomainConfig(name="sums", data="a.jsonl"))
+    assert "superseded" in columns.sentence
+    assert make_examples([record], columns)[0].superseded is expected
+
+
+def test_a_mark_that_is_neither_yes_nor_no_is_refused():
+    record = Record({"text": "It rained.", "superseded": "by law 7"}, "a.jsonl", 3)
+    columns = detect_columns([record], DomainConfig(name="sums", data="a.jsonl"))
+    with pytest.raises(DataError, match=r"'superseded' is not true or false(?s:.*)line 3"):
+        make_examples([record], columns)

@@ -40,3 +40,10 @@ def test_fingerprint_depends_on_content_order_and_split():
     }
     assert len(prints) == 5
     assert fingerprint_examples([a, b]) == fingerprint_examples((Example(text="a"), Example(text="b")))
+
+
+def test_a_superseded_example_has_another_fingerprint_and_the_others_keep_theirs():
+    plain = Example(prompt="2 + 2?", answer="4")
+    marked = Example(prompt="2 + 2?", answer="4", superseded=True)
+    assert fingerprint_examples([plain]) != fingerprint_examples([marked])
+    assert fingerprint_examples([plain]).startswith("07fd16d7759b")

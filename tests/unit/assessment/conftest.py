@@ -1,0 +1,5 @@
+"""The tiny run of the training tests, finished."""
+
+from __future__ import annotations
+
+from ..training.conftest import tiny_run  # noqa: F401  # a fixture
