@@ -117,7 +117,7 @@ class AnswerWatch:
             "detector": {"raised": sorted(self.detector.raised), "streak": self.detector.streak},
             "clock": {
                 name: getattr(self.clock, name)
-                for name in ("spent", "train_seconds", "per_token", "step_seconds")
+                for name in ("checks", "spent", "train_seconds", "per_token", "step_seconds")
             },
         }
 
@@ -142,6 +142,8 @@ class AnswerWatch:
         self.history.append(reading)
 
     def _plan(self, step: int, num_steps: int, *, sooner: bool = False) -> None:
+        if self._config.check_every_steps is not None:
+            return  # fixed steps, and answers of one length: the same whatever the clock says
         plan = self.clock.plan(step, num_steps, sooner=sooner)
         self._due, self._num_tokens = plan.step, plan.num_tokens
 

@@ -348,7 +348,12 @@ class PreventCollapse(TrainerCallback):
             return
         clock, number = self.watch.clock, len(self.watch.history)
         reason = f"{number} looks at the answers took {clock.taken:.1%} of the time"
-        numbers = {"checks": number, "seconds": clock.spent, "time_ratio": clock.taken}
+        numbers = {
+            "checks": number,
+            "seconds": clock.spent,
+            "time_ratio": clock.taken,
+            "train_seconds": clock.train_seconds,
+        }
         self.events.append(_event(step, "finished", reason, numbers))
 
     def _take_off(self) -> None:

@@ -39,6 +39,7 @@ class TimeShare:
         max_tokens: Longest answer.
         max_checks: Most checks of a run.
         wanted: Checks for which answers are cut.
+        checks: Made so far, without the first answers.
         spent: g so far.
         train_seconds: Seconds of training itself so far, beside g.
         step_seconds: Of each of the last steps.
@@ -48,6 +49,7 @@ class TimeShare:
     max_tokens: int
     max_checks: int
     wanted: int = 4
+    checks: int = 0
     spent: float = 0.0
     train_seconds: float = 0.0
     per_token: float = 0.0
@@ -61,6 +63,7 @@ class TimeShare:
     def note_check(self, seconds: float, num_tokens: int) -> None:
         """A check took so long; ``num_tokens`` passes of the model."""
         self.spent += seconds
+        self.checks += self.per_token > 0.0
         each = seconds / max(num_tokens, 1)
         self.per_token = each if self.per_token == 0.0 else 0.5 * (self.per_token + each)
 
@@ -91,7 +94,7 @@ class TimeShare:
             sooner: Halve the wait: something is suspect.
         """
         left = num_steps - step
-        if left <= 0 or not self.step_seconds:
+        if left <= 0 or not self.step_seconds or self.per_token == 0.0:
             return Plan(None, self.max_tokens)
         typical = sorted(self.step_seconds)[len(self.step_seconds) // 2]
         whole = self.train_seconds + left * typical
@@ -100,7 +103,7 @@ class TimeShare:
         tokens = self.max_tokens
         while tokens // 2 >= FEWEST_TOKENS and budget < self.wanted * self.cost(tokens):
             tokens //= 2
-        number = min(int(budget / self.cost(tokens)), self.max_checks, left) if self.per_token else left
+        number = min(int(budget / self.cost(tokens)), self.max_checks - self.checks, left)
         if number < 1:
             return Plan(None, tokens)
         wait = left / number / (2.0 if sooner else 1.0)

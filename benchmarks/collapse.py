@@ -1,0 +1,213 @@
+"""Does a run that collapses without ``prevent_collapse`` hold with it, and what does it cost a healthy one?
+
+Run:   python benchmarks/collapse.py [--minutes 10] [--seeds 0 1 2] [--steps 48]
+Makes: benchmarks/results/collapse-<date>.json; each cell is kept in --work, and not done again
+
+Two runs of the default model learn one packaged domain with short answers of few kinds, as a user would
+write them into crma.yaml: one at a usual rate, one far too hot. Each is done with the switch and without it,
+at several seeds. Without it the same guard looks on and does nothing (its looks are not counted as time).
+Held-out items of the domain are scored, and sixteen open questions answered, by the model that is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections import Counter
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from constrained_adapters.benchmark.spread import estimate
+from constrained_adapters.config import RunConfig
+from constrained_adapters.evaluation.diversity import measure_diversity
+from constrained_adapters.evaluation.fixed_prompts import FixedPrompts
+from constrained_adapters.guards.open_questions import OPEN_QUESTIONS
+from constrained_adapters.model.opened import open_workspace
+from constrained_adapters.training.run import environment, run_config
+from constrained_adapters.workspace import Workspace
+
+ROOT = Path(__file__).parent
+RATES = {"healthy": 1e-3, "hot": 8e-3}
+ANSWER_TOKENS = 24
+LOOKS_ON = {
+    "stage_ratios": None,
+    "warmup_ratio": None,
+    "label_smoothing": 0.0,
+    "general_ratio": 0.0,
+    "attention_dropout": 0.0,
+    "residual_dropout": 0.0,
+    "mlp_dropout": 0.0,
+    "min_unique_trigram_ratio": 0.0,
+    "max_self_bleu": 1.0,
+    "min_entropy_ratio": 0.0,
+    "max_identical_ratio": 1.0,
+    "max_repetition_ratio": 1.0,
+}
+"""A guard that changes nothing and raises nothing."""
+Record = dict[str, Any]
+
+
+def main() -> None:
+    """Do the cells that are not there yet, as far as the time reaches, and write."""
+    options = read_options()
+    begun = time.monotonic()
+    cells = []
+    for seed in options.seeds:
+        for run in options.runs:
+            for switch in (False, True):
+                name = f"{run}-{seed}-{'with' if switch else 'without'}"
+                path = options.work / f"{name}.json"
+                if not path.is_file():
+                    if time.monotonic() - begun > 60 * options.minutes:
+                        print(f"{name} and what follows: run this again")
+                        return write(options, cells)
+                    record = cell(options, name, run, seed, switch)
+                    path.write_text(json.dumps(record), encoding="utf-8")
+                cells.append(json.loads(path.read_text(encoding="utf-8")))
+                print(shown(name, cells[-1]), flush=True)
+    return write(options, cells)
+
+
+def read_options() -> Any:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Collapse, with the switch and without.")
+    parser.add_argument("--base", default="embedded")
+    parser.add_argument("--domain", default="medicine")
+    parser.add_argument("--steps", type=int, default=48, help="of 8 rows")
+    parser.add_argument("--tokens", type=int, default=64, help="longest row")
+    parser.add_argument("--items", type=int, default=60, help="held-out items that are scored")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", nargs="+", choices=sorted(RATES), default=sorted(RATES))
+    parser.add_argument("--minutes", type=float, default=600.0, help="begin no cell after so many")
+    parser.add_argument("--work", type=Path, default=Path("runs/collapse"))
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    return parser.parse_args()
+
+
+def cell(options: Any, name: str, run: str, seed: int, switch: bool) -> Record:
+    """One training, with the switch or looked at only, and what it left."""
+    config = RunConfig(
+        output=options.work / name,
+        seed=seed,
+        base={"model": options.base},
+        training={
+            "steps": options.steps,
+            "batch_size": 8,
+            "max_length_tokens": options.tokens,
+            "learning_rate": RATES[run],
+        },
+        methods=[{"recipe": "lora"}],
+        domains=[{"name": options.domain, "data": f"packaged:{options.domain}"}],
+        evaluation={"max_items": options.items, "general": None, "num_samples": 0},
+        prevent_collapse=switch or {**LOOKS_ON, "check_every_steps": max(options.steps // 4, 1)},
+    )
+    workspace = Workspace(config.output / config.methods[0].name)
+    known = options.work / f"base-{seed}.json"  # the base is scored once for each seed
+    if known.is_file():
+        workspace.evaluations.mkdir(parents=True, exist_ok=True)
+        workspace.evaluation(0).write_bytes(known.read_bytes())
+    method = run_config(config).methods[0]
+    known.write_bytes(workspace.evaluation(0).read_bytes())
+    record = method.records[0]
+    opened = open_workspace(workspace)
+    opened.activate(options.domain)
+    prompts = FixedPrompts(OPEN_QUESTIONS, opened.tokenizer)
+    answers = prompts.answers(opened.model, ANSWER_TOKENS)
+    texts = prompts.texts(answers)
+    took = next(event["numbers"] for event in record.events if event["action"] == "finished")
+    return {
+        "run": run,
+        "seed": seed,
+        "switch": switch,
+        "rate": RATES[run],
+        "accuracy": method.matrices["choice_accuracy"][1][0],
+        "exact_match": method.matrices["exact_match"][1][0],
+        "loss": method.matrices["loss"][1][0],
+        "base_accuracy": method.matrices["choice_accuracy"][0][0],
+        "train_seconds": took["train_seconds"] + (took["seconds"] if switch else 0.0),
+        "guard_seconds": took["seconds"],
+        "time_ratio": took["time_ratio"] if switch else 0.0,
+        "events": record.events,
+        "curves": {name: curve.model_dump() for name, curve in record.curves.items()},
+        "final": {**asdict(measure_diversity(texts)), "output_entropy_nats": answers.mean_entropy_nats},
+        "commonest": Counter(texts).most_common(1)[0],
+        "answers": dict(zip(OPEN_QUESTIONS, texts, strict=True)),
+    }
+
+
+def write(options: Any, cells: list[Record]) -> None:
+    """All cells and what they say together."""
+    shown_options = {key: value for key, value in vars(options).items() if key not in {"work", "results"}}
+    record = {
+        "what": "one domain learnt at a usual rate and far too hot, with prevent_collapse and without",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": environment(),
+        "settings": {**shown_options, "base": Path(options.base).name, "rates": RATES},
+        "summary": summary(cells),
+        "cells": cells,
+    }
+    path = options.results / f"collapse-{datetime.now(UTC):%Y-%m-%d}.json"
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(json.dumps(record["summary"], indent=1), f"written to {path}", sep="\n")
+
+
+def summary(cells: list[Record]) -> Record:
+    """Means over the seeds that both sides have, with 95 % bootstrap intervals of the differences."""
+    found: Record = {}
+    for run in sorted({each["run"] for each in cells}):
+        sides = {
+            switch: {each["seed"]: each for each in cells if each["run"] == run and each["switch"] is switch}
+            for switch in (False, True)
+        }
+        seeds = sorted(set(sides[False]) & set(sides[True]))
+        if not seeds:
+            continue
+        without, with_it = ([sides[switch][seed] for seed in seeds] for switch in (False, True))
+        gains = estimate([b["accuracy"] - a["accuracy"] for a, b in zip(without, with_it, strict=True)])
+        found[run] = {
+            "seeds": seeds,
+            **{
+                key: {"without": mean(without, key), "with": mean(with_it, key)}
+                for key in ("accuracy", "loss", "train_seconds")
+            },
+            **{
+                key: {
+                    "without": [each["final"][key] for each in without],
+                    "with": [each["final"][key] for each in with_it],
+                }
+                for key in ("identical_ratio", "self_bleu", "unique_trigram_ratio", "output_entropy_nats")
+            },
+            "accuracy_change": None if gains is None else asdict(gains),
+            "time_change": mean(with_it, "train_seconds") / mean(without, "train_seconds") - 1.0,
+            "guard_time_ratio": mean(with_it, "time_ratio"),
+            "returns": [sum(e["action"] == "rolled_back" for e in each["events"]) for each in with_it],
+            "stops": [sum(e["action"] == "stopped" for e in each["events"]) for each in with_it],
+        }
+    return found
+
+
+def mean(cells: list[Record], key: str) -> float:
+    """Of one figure."""
+    return sum(float(each[key]) for each in cells) / len(cells)
+
+
+def shown(name: str, record: Record) -> str:
+    """One line of a cell."""
+    final, (text, count) = record["final"], record["commonest"]
+    return (
+        f"{name}: accuracy {record['accuracy']:.3f} (base {record['base_accuracy']:.3f}), "
+        f"loss {record['loss']:.3f}, same answers {final['identical_ratio']:.2f}, "
+        f"self-BLEU {final['self_bleu']:.2f}, {record['train_seconds']:.0f} s "
+        f"(guard {record['time_ratio']:.1%}), commonest: {count} x {text[:40]!r}, "
+        f"{[(e['step'], e['action']) for e in record['events']]}"
+    )
+
+
+if __name__ == "__main__":
+    main()
