@@ -130,7 +130,7 @@ def _is_one_model(opened: OpenedModel) -> bool:
 
 
 def _score_general(opened: OpenedModel, texts: Sequence[str], scorer: Scorer) -> list[ItemScores]:
-    """The items of general text by row; where domains have models of their own, it is the base that answers."""
+    """The items of general text by row; where domains have models of their own, they are the base's."""
     each = EvaluationSet(GENERAL, tuple(Example(text=text) for text in texts), "", "general")
     reader = replace(scorer, scoring=replace(scorer.scoring, metrics=("loss",)))
     acting = [opened.adapters[domain] if _is_one_model(opened) else {} for domain in opened.domains]
