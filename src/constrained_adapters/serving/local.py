@@ -205,7 +205,7 @@ class LocalEngine:
                 wanted,
                 index=number,
                 tokenizer=self._tokenizer,
-                ends=self._ends,
+                ends=frozenset() if request.ignore_eos else self._ends,
                 deliver=pieces.receiver(number),
             )
             answer.on_end.append(lambda hold=hold: self._registry.release(hold))  # type: ignore[misc]

@@ -46,6 +46,8 @@ class GenerationBody(Body):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
+    ignore_eos: bool | None = None
+    """Go on after an end token, as vLLM has it: an answer of a fixed length, for measurements."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None

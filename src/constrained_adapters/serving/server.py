@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from constrained_adapters.errors import ConstrainedAdaptersError, MissingExtraError, UsageError
@@ -77,7 +80,29 @@ def run_app(app: FastAPI, taken: socket.socket, *, stop_seconds: float) -> None:
         server_header=False,
         h11_max_incomplete_event_size=65536,
     )
-    server = uvicorn.Server(config)
+    server = _server_class()(config)
     server.run(sockets=[taken])
     if not server.started:
         raise ConstrainedAdaptersError("the server did not start", hint="the log above says why")
+
+
+def _server_class() -> Any:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """uvicorn's server, except that a stop that was asked for and done is no failure.
+
+        uvicorn raises the signal once more when it has stopped, so that the process dies of it.
+        """
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            numbers = (signal.SIGINT, signal.SIGTERM)
+            before = {number: signal.signal(number, self.handle_exit) for number in numbers}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    return Server
