@@ -27,6 +27,7 @@ from constrained_adapters.guard_config import GuardConfig
 from constrained_adapters.model.opened import open_workspace
 from constrained_adapters.models.load import load_base
 from constrained_adapters.models.targets import resolve_targets
+from constrained_adapters.recipes import find_recipe
 from constrained_adapters.setting_errors import config_error
 from constrained_adapters.yaml_config import dump_config, read_config
 
@@ -161,7 +162,18 @@ class Request:
         memories = {name: opened.model.gradient_memory(name) for name in opened.domains}
         kept = {name: memory for name, memory in memories.items() if memory is not None}
         strength = opened.model.crma_config.effective_strength or 0.8
-        return diagnose(probe, olds, probe.domain(new), memories=kept, strength=strength)
+        name = opened.workspace.root.name
+        recipe = next(each for each in config.methods if each.name == name)
+        answers = find_recipe(recipe)
+        return diagnose(
+            probe,
+            olds,
+            probe.domain(new),
+            memories=kept,
+            strength=strength,
+            going_on=recipe.recipe,
+            protects=bool(answers.constraint != "none" or answers.bounds or answers.rehearsals),
+        )
 
     def _base_probe(self, config: BaseConfig, changes: Mapping[str, Any], tell: Tell) -> Probe:
         tell(f"loading the base {config.model}")

@@ -43,6 +43,8 @@ def advise(
     on_gpu: bool,
     small_data: int,
     num_contradictions: int = 0,
+    going_on: str | None = None,
+    protects: bool = False,
 ) -> Advice:
     """Choose a recipe for a level of risk.
 
@@ -54,13 +56,24 @@ def advise(
         on_gpu: Whether there is one.
         small_data: Fewer examples are better looked up.
         num_contradictions: New examples that contradict old ones.
+        going_on: The recipe of a run that the new domain would join; None for a run of its own.
+        protects: Whether that recipe protects finished domains.
     """
     reasons: list[str] = []
-    if level == "low":
-        recipe, method, training = "lora", {}, {"learning_rate": 1e-3, "weight_decay": 0.01}
+    method: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    if going_on is not None and (level == "low" or protects):
+        recipe, method, training = going_on, {}, {}
+        reasons.append(
+            f"{level} risk"
+            + (" for a training that protects nothing, as the trial is" if level != "low" else "")
+        )
+        reasons.append(f"the run goes on with its own settings ({going_on})")
+    elif level == "low":
+        recipe, training = "lora", {"learning_rate": 1e-3, "weight_decay": 0.01}
         reasons.append("low risk: a LoRA with a light weight decay (L2) is enough")
     elif level == "medium" or not old_data_at_hand:
-        recipe, method, training = "crma", {"learning_rate": CRMA_RATE}, {}
+        recipe, method = "crma", {"learning_rate": CRMA_RATE}
         reasons.append(
             "medium risk: steps are kept out of what the base and finished domains depend on (crma); a "
             "penalty, ewc_lora, does the same by degrees"
@@ -78,7 +91,7 @@ def advise(
         reasons.append(
             "more domains will come: 'crma' keeps what it needs of each in a few MB, without its data"
         )
-    guard: Mapping[str, Any] | None = dict(WATCH) if level != "low" else None
+    guard: Mapping[str, Any] | None = dict(WATCH) if level != "low" and recipe != going_on else None
     if guard:
         reasons.append("the guard goes back to the last good state where an old domain gets 10 % worse")
     if num_contradictions:

@@ -97,6 +97,8 @@ def diagnose(
     memories: Mapping[str, KFACMemory] | None = None,
     strength: float = 0.8,
     kind: InputKind = "sensitivity",
+    going_on: str | None = None,
+    protects: bool = False,
 ) -> Diagnosis:
     """Measure a new side against each old one, and conclude.
 
@@ -107,6 +109,8 @@ def diagnose(
         memories: Of finished domains, by name.
         strength: Of the constraint whose closed directions count.
         kind: Which inputs it closes.
+        going_on: The recipe of the run that the new domain would join; None for a run of its own.
+        protects: Whether that recipe protects finished domains.
 
     Raises:
         DataError: Old and new data are the same.
@@ -161,6 +165,8 @@ def diagnose(
             on_gpu=torch.cuda.is_available(),
             small_data=settings.small_data,
             num_contradictions=sum(len(pair.contradictions) for pair in pairs),
+            going_on=going_on,
+            protects=protects,
         ),
     )
 

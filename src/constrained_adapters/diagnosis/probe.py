@@ -15,7 +15,8 @@ from constrained_adapters.data.tokens import Tokens, encode_example
 from constrained_adapters.diagnosis.distributions import same_length, token_kl_nats, vocabulary_jaccard
 from constrained_adapters.diagnosis.risk import Signals
 from constrained_adapters.diagnosis.settings import DiagnosisSettings
-from constrained_adapters.diagnosis.trial import State, TrialAdapter, mean_row_nats
+from constrained_adapters.diagnosis.trial import State, TrialAdapter
+from constrained_adapters.evaluation.row_losses import mean_row_nats
 from constrained_adapters.memory.base_text import write_base_text
 from constrained_adapters.memory.probe import probe_gradients
 from constrained_adapters.memory.reservoir import sample_rows

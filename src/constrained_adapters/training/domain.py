@@ -101,7 +101,7 @@ def train_domain(
         trainer = ObjectiveTrainer(
             objective=objective or CrossEntropy(),
             domain=domain,
-            decode=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
+            decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
             share_prefixes=settings.share_prefixes,
             stage_ratios=settings.stage_ratios,
             rate_ratios=rate_ratios,

@@ -62,6 +62,13 @@ def test_each_level_has_its_recipe_and_reasons():
     assert any("no GPU" in reason for reason in advice("low", on_gpu=False).reasons)
 
 
+def test_a_run_that_protects_goes_on_and_one_that_does_not_is_left_where_it_would_forget():
+    joined = advice("high", going_on="crma", protects=True)
+    assert joined.recipe == "crma" and joined.guard is None
+    assert advice("low", going_on="lora").recipe == "lora"
+    assert advice("high", going_on="lora").recipe == "replay + ewc_lora"
+
+
 @pytest.mark.parametrize("level", ["low", "medium", "high"])
 def test_the_advised_settings_read_and_name_a_method_that_there_is(level, tmp_path):
     domains = [{"name": "Право", "data": "law.jsonl"}, {"name": "no", "data": "packaged:medicine"}]

@@ -7,8 +7,9 @@ import torch
 
 from constrained_adapters.data.examples import Example
 from constrained_adapters.data.tokens import encode_example
-from constrained_adapters.diagnosis.trial import TrialAdapter, mean_row_nats
+from constrained_adapters.diagnosis.trial import TrialAdapter
 from constrained_adapters.errors import TrainingError
+from constrained_adapters.evaluation.row_losses import mean_row_nats
 from constrained_adapters.models.targets import resolve_targets
 
 
