@@ -19,14 +19,14 @@ from constrained_adapters.models.load import LoadedBase, load_base
 
 
 def load_plain(base: BaseName, device: str = "cpu") -> LoadedBase:
-    """Load a base, and undo its quantisation if it comes quantised.
+    """Load a base in the type that its adapters were trained on, and undo its quantisation if it has one.
 
     Raises:
         ModelError: It cannot be loaded, or nothing undoes its quantisation.
         ConstrainedAdaptersError: As :func:`~constrained_adapters.models.load.load_base`.
     """
-    asked = BaseConfig(model=base.name, revision=base.revision, device=device, dtype="bfloat16")
-    loaded = load_base(asked)
+    settings = {"model": base.name, "revision": base.revision, "device": device}
+    loaded = load_base(BaseConfig(**settings, dtype=base.dtype or "bfloat16"))
     model: Any = loaded.model
     if getattr(model, "hf_quantizer", None) is not None:
         try:
