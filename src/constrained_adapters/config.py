@@ -112,7 +112,7 @@ class CRMAConfig(Settings):
         protect_base: Also keep a memory of the base's own knowledge, from text that it writes itself.
         layers_to_transform: Indices of the decoder layers that are adapted; None adapts all.
         dtype: Weights of the base: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-        quantization: ``"4bit"`` or ``"8bit"`` (bitsandbytes, GPU), or None.
+        quantization: ``"4bit"`` or ``"8bit"`` (bitsandbytes; GPU or CPU), or None.
         gradient_checkpointing: Trade time for memory while training.
         init_std: Standard deviation of the start values of B; those of A are 1/√d_in.
 

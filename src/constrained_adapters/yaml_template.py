@@ -38,7 +38,7 @@ EXPLAINED = {
     "base.model": "'embedded' (the packaged 135 M model), a name on the hub, or a folder",
     "base.dtype": "weights of the base: auto, float32, bfloat16 or float16",
     "base.device": "auto, cpu, cuda, cuda:1, mps",
-    "base.quantization": "4bit or 8bit (bitsandbytes, GPU)",
+    "base.quantization": "4bit or 8bit (bitsandbytes; GPU or CPU)",
     "base.revision": "branch, tag or commit on the hub",
     "base.trust_remote_code": "run code that comes with the model",
     "adapter.rank": "rank r of each domain's adapter; auto: chosen for each from its examples",

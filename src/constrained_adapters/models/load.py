@@ -58,7 +58,7 @@ def load_base(config: BaseConfig, progress: Progress | None = None) -> LoadedBas
 
     Raises:
         UsageError: There is no such folder or file, or it holds no model.
-        ConfigError: The device is not there, or quantisation was asked for without a GPU.
+        ConfigError: The device is not there, or bitsandbytes cannot quantise on it.
         ModelError: The hub cannot be reached or has no such model, the model is not a causal language
             model, lacks weights, or does not fit its tokenizer.
         AssetError: The embedded model cannot be fetched.
@@ -101,12 +101,12 @@ def load_base(config: BaseConfig, progress: Progress | None = None) -> LoadedBas
 
 
 def _check_quantization(quantization: str, device: torch.device) -> None:
-    if device.type != "cuda":
+    if device.type not in {"cuda", "cpu"}:
         raise ConfigError(
-            f"quantization={quantization!r} needs a CUDA GPU",
+            f"quantization={quantization!r} needs a CUDA GPU or a CPU",
             got=f"device {device}",
             expected="quantization: null on this device",
-            hint="on a CPU leave it out: bfloat16 halves the memory (dtype: bfloat16)",
+            hint="leave it out: bfloat16 halves the memory (dtype: bfloat16)",
         )
     try:
         import bitsandbytes  # noqa: F401

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,9 +125,26 @@ def test_tokenizer_of_another_model(checkpoint: Path, tiny_tokenizer: PreTrained
         load_base(BaseConfig(model=str(checkpoint)))
 
 
-def test_quantisation_needs_a_gpu() -> None:
-    with pytest.raises(ConfigError, match="needs a CUDA GPU"):
-        load_base(BaseConfig(device="cpu", quantization="4bit"))
+def test_quantisation_needs_a_device_that_bitsandbytes_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "choose_device", lambda asked: (torch.device("mps"), "as asked"))
+    with pytest.raises(ConfigError, match="needs a CUDA GPU or a CPU"):
+        load_base(BaseConfig(quantization="4bit"))
+
+
+@pytest.mark.parametrize(("quantization", "likeness"), [("4bit", 0.5), ("8bit", 0.95)])
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_base_is_quantised_on_a_cpu_too(checkpoint: Path, quantization: Any, likeness: float) -> None:
+    pytest.importorskip("bitsandbytes")
+    config = BaseConfig(model=str(checkpoint), device="cpu", dtype="float32")
+    plain, packed = (
+        load_base(config.model_copy(update={"quantization": kind})).model for kind in (None, quantization)
+    )
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        want, got = plain(ids).logits, packed(ids).logits
+    assert packed.get_memory_footprint() < plain.get_memory_footprint()
+    assert not torch.equal(got, want)
+    assert float((got * want).sum() / (got.norm() * want.norm())) > likeness
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "tpu", "nonsense"])
