@@ -79,7 +79,7 @@ def export_loras(
     mixes: list[Mix] = []
     for source in sources:
         refuse_existing(output / source.name, force=force)
-        mixes.append(make_mix(dict(source.adapters), rank=rank, pad_rank=pad_rank))
+        mixes.append(make_mix(source.adapters, rank=rank, pad_rank=pad_rank))
     reference = make_reference(sources, open_base(base, device)) if check else None
     for source, mix in zip(sources, mixes, strict=True):
         begun = time.perf_counter()
@@ -134,7 +134,7 @@ def export_merged(
     mixes = []
     for source in sources:
         refuse_existing(output / source.name, force=force)
-        mixes.append(make_mix(dict(source.adapters)))
+        mixes.append(make_mix(source.adapters))
     checkpoint = find_checkpoint(base)
     rounding = None if checkpoint is None else rounding_of(checkpoint, base)
     reference = make_reference(sources, open_base(base, device), rounding) if check else None

@@ -72,7 +72,7 @@ def export_ggufs(
     targets = [output / f"{source.name}.gguf" for source in sources]
     for target in [*targets, *([output / BASE_FILE] if with_base else [])]:
         refuse_existing_file(target, force=force)
-    mixes = [make_mix(dict(source.adapters)) for source in sources]
+    mixes = [make_mix(source.adapters) for source in sources]
     with _checkpoint_of(base) as checkpoint:
         config = AutoConfig.from_pretrained(checkpoint.folder)
         Names(config)  # refuses an architecture that is not known, before the base is loaded

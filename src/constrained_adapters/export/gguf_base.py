@@ -11,7 +11,7 @@ from typing import Any, Literal
 import gguf
 import numpy as np
 import torch
-from gguf.quants import quantize
+from gguf import quants
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
@@ -68,9 +68,9 @@ def write_gguf(
         writer.add_string(RECORD_KEY, json.dumps(record, ensure_ascii=False))
     tied = config.get_text_config().tie_word_embeddings
     entries = [e for e in checkpoint.entries.values() if not _left_out(e, tied)]
-    planned = []
+    planned: list[tuple[str, gguf.GGMLQuantizationType, tuple[int, ...], Callable[[], Tensor]]] = []
     if factors is not None:
-        planned.append(("rope_freqs.weight", _F32, factors.shape, lambda: factors))
+        planned.append(("rope_freqs.weight", _F32, tuple(factors.shape), lambda: factors))
     for entry in entries:
         source = read or checkpoint.read
         planned.append(
@@ -85,7 +85,8 @@ def write_gguf(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for _, qtype, _, load in planned:
-            writer.write_tensor_data(quantize(load().float().contiguous().numpy(), qtype))
+            values = load().float().contiguous().numpy()
+            writer.write_tensor_data(quants.quantize(values, qtype))
     finally:
         writer.close()
 

@@ -32,6 +32,10 @@ HUB_NAMES = {"embedded": f"HuggingFaceTB/{EMBEDDED_NAME}", EMBEDDED_NAME: f"Hugg
 """What other programs know a packaged base by."""
 
 
+Folders = Mapping[Path, float] | Mapping[str, float] | Mapping[str | Path, float]
+"""Folders of adapters with their weights."""
+
+
 @dataclass(frozen=True)
 class Mix:
     """One or more adapters as one, ready to be written.
@@ -72,7 +76,7 @@ class ExportedLora:
 
 
 def make_mix(
-    adapters: Mapping[str | Path, float],
+    adapters: Folders,
     *,
     rank: int | None = None,
     pad_rank: Literal["auto"] | int | None = None,
@@ -113,7 +117,7 @@ def make_mix(
 
 
 def export_lora(
-    adapters: Mapping[str | Path, float],
+    adapters: Folders,
     target: str | Path,
     *,
     rank: int | None = None,

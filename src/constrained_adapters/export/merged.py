@@ -82,9 +82,9 @@ def write_merged(
         del tensors
     if len(plan) > 1:
         atomic_write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    kind = _commonest(checkpoint, dtype)
-    _copy_rest(checkpoint, folder, kind)
-    return Merge(kind, len(plan), len(mix.pairs))
+    commonest = _commonest(checkpoint, dtype)
+    _copy_rest(checkpoint, folder, commonest)
+    return Merge(commonest, len(plan), len(mix.pairs))
 
 
 def merged_reader(

@@ -41,7 +41,7 @@ class Rounding:
         source = weight.to(self.dtype)
         if self.kind == "4bit":
             packed, state = bnb.quantize_4bit(source, quant_type="nf4", compress_statistics=True)
-            return bnb.dequantize_4bit(packed, state)  # type: ignore[no-any-return]
+            return bnb.dequantize_4bit(packed, state)
         packed, scales, _ = bnb.int8_vectorwise_quant(source.half())
         return bnb.int8_vectorwise_dequant(packed, scales)  # type: ignore[no-any-return]
 

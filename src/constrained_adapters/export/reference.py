@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -127,8 +128,8 @@ def compare_merged(reference: Reference, name: str, folder: Path, dtype: str) ->
     device = reference.base.model.device
     kind = getattr(torch, reference.dtype)
     with quiet():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind).to(device).eval()
-    theirs = answer(model, reference.prompts)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=kind)
+    theirs = answer(model.to(device).eval(), reference.prompts)
     return compare(
         reference.answers[name],
         theirs,

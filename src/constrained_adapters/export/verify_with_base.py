@@ -72,7 +72,7 @@ def _compare(
     if verdict.kind == "gguf_model":
         kind = str(verdict.record.get("type", "f16"))
         return compare_gguf(reference, reference.answers[source.name], path, kind)
-    mix = make_mix(dict(source.adapters))
+    mix = make_mix(source.adapters)
     checkpoint = find_checkpoint(base)
     config = (
         reference.base.model.config if checkpoint is None else AutoConfig.from_pretrained(checkpoint.folder)
