@@ -13,8 +13,10 @@ from typing import Annotated, TextIO
 
 import typer
 
+from constrained_adapters.cli.ask import ask
 from constrained_adapters.cli.assets import assets
 from constrained_adapters.cli.benchmark import benchmark
+from constrained_adapters.cli.chat import chat
 from constrained_adapters.cli.compare import compare
 from constrained_adapters.cli.data import data
 from constrained_adapters.cli.diagnose import diagnose
@@ -49,6 +51,8 @@ for _command in (
     run,
     status,
     route,
+    ask,
+    chat,
     report,
     compare,
     serve,

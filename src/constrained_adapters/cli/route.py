@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from constrained_adapters.cli.run_folder import MethodName, RunFolder, chosen_workspace
+from constrained_adapters.cli.run_folder import MethodName, RunFolder, chosen_workspace, quiet_libraries
 
 if TYPE_CHECKING:
     from constrained_adapters.routing import Route
@@ -41,6 +41,7 @@ def route(
     if text is None and not build and not sys.stdin.isatty():
         text = sys.stdin.read().strip()
 
+    quiet_libraries()
     from constrained_adapters.model.opened import load_run_base
     from constrained_adapters.routing import Router
     from constrained_adapters.routing.build import build_from_data

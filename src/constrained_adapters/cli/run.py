@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from constrained_adapters.cli.run_folder import quiet_libraries
 
 if TYPE_CHECKING:
     from constrained_adapters.config import MethodConfig, RunConfig
@@ -39,9 +40,7 @@ def run(
         config.methods = chosen_methods(config, method)
 
     # Before the first import of transformers: our progress is the one that is shown.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet_libraries()
     from constrained_adapters.cli.progress import show_progress
     from constrained_adapters.cli.tables import print_result
     from constrained_adapters.report.page import write_report

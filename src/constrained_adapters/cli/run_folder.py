@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,3 +42,10 @@ def chosen_workspace(run: Path | None, method: str | None) -> Workspace:
     from constrained_adapters.workspace import find_workspace
 
     return find_workspace(default_run_folder() if run is None else run, method)
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' bars and notes off the terminal; to be called before it is first imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

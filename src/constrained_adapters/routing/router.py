@@ -15,7 +15,7 @@ from constrained_adapters.routing.build import Vectors, own_texts, read_domain
 from constrained_adapters.routing.discriminant import Discriminant
 from constrained_adapters.routing.keywords import found_keywords, read_keywords
 from constrained_adapters.routing.route import BASE, Route
-from constrained_adapters.routing.states import PromptStates
+from constrained_adapters.routing.states import STATISTICS_FILE, PromptStates
 from constrained_adapters.workspace import Workspace, finished_domains
 
 FALSE_CHOICE_RATE = 0.05
@@ -172,6 +172,20 @@ class Router:
             return Route(None, {}, likely, near, thresholds, reason=f"no domain fits: {where}")
         where = f"{near[best]:.1f} of its spread away, and {thresholds[best]:.1f} is allowed"
         return Route(best, {best: 1.0}, likely, near, thresholds, reason=f"nearest is {best}: {where}")
+
+
+def find_router(
+    workspace: Workspace, model: Any, tokenizer: Any, *, tell: Callable[[str], None] = lambda text: None
+) -> Router | None:
+    """The router of a run; None where the run was made before there was one and knows nothing to route by.
+
+    Raises:
+        WorkspaceError: What it knows is damaged.
+    """
+    known = [workspace.adapter(name) / STATISTICS_FILE for name in finished_domains(workspace)]
+    if not all(file.is_file() for file in known):
+        return None
+    return Router.load(workspace, model, tokenizer, tell=tell)
 
 
 def _user_turns(prompt: Prompt) -> list[str]:
