@@ -63,11 +63,9 @@ def advise(
     method: dict[str, Any] = {}
     training: dict[str, Any] = {}
     if going_on is not None and (level == "low" or protects):
-        recipe, method, training = going_on, {}, {}
-        reasons.append(
-            f"{level} risk"
-            + (" for a training that protects nothing, as the trial is" if level != "low" else "")
-        )
+        recipe = going_on
+        where = "" if level == "low" else " for a training that protects nothing, as the trial is"
+        reasons.append(f"{level} risk{where}")
         reasons.append(f"the run goes on with its own settings ({going_on})")
     elif level == "low":
         recipe, training = "lora", {"learning_rate": 1e-3, "weight_decay": 0.01}

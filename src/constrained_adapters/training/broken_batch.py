@@ -45,7 +45,7 @@ def broken_loss_error(
     if not broken or len(broken) == len(numbers) > 1:
         return TrainingError(
             what,
-            got=f"{members}; {'none' if not broken else 'each'} of them by itself: the weights are at fault",
+            got=f"{members}, of which {'none' if broken else 'each'} by itself has a finite loss",
             expected="a finite loss",
             hint="lower the learning rate, or train in float32 or bf16 instead of fp16",
         )

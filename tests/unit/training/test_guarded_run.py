@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import re
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import set_seed
 
+from constrained_adapters.config import TrainingConfig
+from constrained_adapters.data.examples import Example
+from constrained_adapters.data.tokens import TokenDataset, encode_example
 from constrained_adapters.errors import MissingExtraError, TrainingError, UnknownNameError
 from constrained_adapters.training import trackers
-from constrained_adapters.training.run import run_config
+from constrained_adapters.training.domain import train_domain
+from constrained_adapters.training.observer import SilentObserver
 from constrained_adapters.training.trackers import check_trackers
 
 from .conftest import DOMAINS, StopAt, StopError
@@ -98,20 +104,41 @@ def test_an_unknown_or_missing_tracker_is_refused_before_training(tiny_run, monk
         check_trackers(["mlflow"])
 
 
-def test_a_loss_that_is_not_finite_names_step_batch_and_example(tiny_run, tiny_llama, tiny_tokenizer):
-    path = tiny_run.folder / "law.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    for row in rows:
-        key = next(key for key in ("prompt", "question", "text") if key in row)
-        row[key] = row[key].replace("~", "")
-    rows[5][key] += " ~"
-    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+def trained_on(model, tokenizer, questions, folder):
+    rows = [encode_example(Example(prompt=each, answer="yes"), tokenizer, 48) for each in questions]
+    settings = TrainingConfig(steps=8, batch_size=2, max_length_tokens=48, learning_rate=1e-3)
+    set_seed(0)
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
+    return train_domain(
+        model,
+        tokenizer,
+        TokenDataset(rows),
+        settings,
+        method="lora",
+        domain="law",
+        learning_rate=1e-3,
+        seed=0,
+        folder=folder,
+        observer=SilentObserver(),
+    )
+
+
+def test_a_loss_that_is_not_finite_names_step_batch_and_example(tiny_llama, tiny_tokenizer, tmp_path):
     with torch.no_grad():
         broken = tiny_tokenizer("~", add_special_tokens=False)["input_ids"]
         tiny_llama.get_input_embeddings().weight[broken] = float("nan")
-    tiny_llama.save_pretrained(tiny_run.folder / "base")
-    config = tiny_run.config("lora", training={"steps": 200}, names=["law"])
+    questions = [*(f"law {i}?" for i in range(6)), "law ~?", "law 7?"]
     with pytest.raises(TrainingError) as caught:
-        run_config(config)
-    message = str(caught.value)
-    assert "is not finite" in message and "example" in message and "~" in message
+        trained_on(tiny_llama, tiny_tokenizer, questions, tmp_path)
+    assert re.fullmatch(r"the loss of domain 'law' is not finite at step [1-4]", caught.value.what)
+    expected = r"example 7 \('.*law ~\?.*yes'\) in a batch of examples (\d, 7|7, \d) of 8"
+    assert re.fullmatch(expected, caught.value.got, re.DOTALL), caught.value.got
+
+
+def test_broken_weights_are_not_blamed_on_an_example(tiny_llama, tiny_tokenizer, tmp_path):
+    with torch.no_grad():
+        tiny_llama.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(TrainingError) as caught:
+        trained_on(tiny_llama, tiny_tokenizer, ["law 1?", "law 2?"], tmp_path)
+    assert caught.value.got.endswith("of which none by itself has a finite loss")
+    assert caught.value.got.startswith("a batch of examples ")
