@@ -16,7 +16,7 @@ from constrained_adapters.assessment.sets import EvaluationSet, capped
 from constrained_adapters.config import BaseConfig, CRMAConfig
 from constrained_adapters.data.examples import Example
 from constrained_adapters.errors import DataError
-from constrained_adapters.evaluation.checks import check_set, overlap, refuse_overlap
+from constrained_adapters.evaluation.checks import check_set, joined_overlaps, overlap, refuse_overlap
 from constrained_adapters.evaluation.items import joined
 from constrained_adapters.model.crma import CRMAModel
 from constrained_adapters.models.load import load_base
@@ -80,7 +80,7 @@ def assess_adapters(
     sets = capped(asked.sets, asked.max_items)
     if not sets and asked.tasks is None:
         raise DataError("there is nothing to score", got="no set", hint="--data NAME=FILE, or --task NAME")
-    check_sets(sets, (), asked, notes)
+    check_sets(sets, {}, asked, notes)
     loaded = load_base(
         BaseConfig(model=base, dtype=asked.dtype, device=asked.device, quantization=asked.quantization)
     )
@@ -109,9 +109,15 @@ def assess_adapters(
 
 
 def check_sets(
-    sets: Sequence[EvaluationSet], training: Sequence[Example], asked: Asked, notes: list[str]
+    sets: Sequence[EvaluationSet],
+    training: Mapping[str, Sequence[Example]],
+    asked: Asked,
+    notes: list[str],
 ) -> None:
     """Refuse what cannot be scored before anything is loaded; note what overlaps the training data.
+
+    A set is compared with one domain's data at a time, so that the wording of that domain's questions is not
+    taken for likeness; a run's own set with its own domain's.
 
     Raises:
         DataError: Two sets have one name, or one is empty, does not fit a metric, or was trained on.
@@ -128,7 +134,10 @@ def check_sets(
         )
     for each in sets:
         check_set(each.name, each.examples, asked.scoring.metrics)
-        found = overlap(each.examples, training)
+        compared = [training[each.name]] if each.name in training else training.values()
+        found = joined_overlaps(
+            [overlap(each.examples, examples) for examples in compared], len(each.examples)
+        )
         if each.kind == "given" and not asked.allow_overlap:
             refuse_overlap(each.name, each.examples, found)
         if found.places:

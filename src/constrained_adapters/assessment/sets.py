@@ -37,12 +37,12 @@ class RunData:
 
     Args:
         sets: One per domain, in order.
-        training: All examples that were trained on.
+        training: By domain, the examples that were trained on.
         fingerprints: Of each domain's data as it lies there now.
     """
 
     sets: tuple[EvaluationSet, ...]
-    training: tuple[Example, ...]
+    training: dict[str, tuple[Example, ...]]
     fingerprints: dict[str, str]
 
 
@@ -91,7 +91,7 @@ def read_run_data(config: RunConfig) -> RunData:
             EvaluationSet(domain.name, getattr(domain, split)[:most], domain.source, "domain")
             for domain in domains
         ),
-        training=tuple(example for domain in domains for example in domain.train),
+        training={domain.name: domain.train for domain in domains},
         fingerprints={domain.name: domain.fingerprint for domain in domains},
     )
 

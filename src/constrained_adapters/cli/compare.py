@@ -42,5 +42,5 @@ def compare(
     if any(first.items and second.items for first, second in pairs):
         typer.echo(
             "\np: chance of such a difference where there is none (McNemar's exact test for right or wrong,"
-            " else a paired bootstrap). One seed and one order: another could differ by more."
+            " else swapping the models at random). One seed and one order: another could differ by more."
         )

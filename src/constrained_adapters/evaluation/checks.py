@@ -98,6 +98,16 @@ def overlap(examples: Sequence[Example], training: Sequence[Example]) -> Overlap
     return Overlap(places, len(places) / len(examples))
 
 
+def joined_overlaps(found: Sequence[Overlap], num_examples: int) -> Overlap:
+    """Return the items of a set that any of several comparisons found.
+
+    >>> joined_overlaps([Overlap([0, 1], 0.5), Overlap([1], 0.25)], 4)
+    Overlap(places=[0, 1], share=0.5)
+    """
+    places = sorted({place for each in found for place in each.places})
+    return Overlap(places, len(places) / num_examples)
+
+
 def refuse_overlap(name: str, examples: Sequence[Example], found: Overlap) -> None:
     """Raise the error for a set that was trained on.
 
