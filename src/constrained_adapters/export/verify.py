@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,10 +76,10 @@ def _lora(folder: Path) -> Verdict:
         f"{str(plain.dtype).removeprefix('torch.')}, all values finite",
         f"base: {plain.base_name or 'not named'}",
     )
-    return Verdict("lora", facts, _engines(config, ranks), read_record(folder))
+    return Verdict("lora", facts, _engines(config, ranks, plain.pairs), read_record(folder))
 
 
-def _engines(config: Mapping[str, Any], ranks: list[int]) -> dict[str, str]:
+def _engines(config: Mapping[str, Any], ranks: list[int], modules: Iterable[str]) -> dict[str, str]:
     fitting = [rank for rank in ENGINE_RANKS if rank >= ranks[-1]]
     vllm = f"yes, --max-lora-rank {fitting[0]}" if fitting else f"no: rank {ranks[-1]} > {ENGINE_RANKS[-1]}"
     patterns = [key for key in ("use_rslora", "rank_pattern", "alpha_pattern") if config.get(key)]
@@ -87,9 +87,20 @@ def _engines(config: Mapping[str, Any], ranks: list[int]) -> dict[str, str]:
         sglang = f"no: it takes alpha / r and ignores {', '.join(patterns)}; crma export lora bakes them in"
     elif not isinstance(config.get("target_modules"), list):
         sglang = "no: it wants target_modules as a list; crma export lora writes one"
+    elif uneven := _without_partner(set(modules)):
+        sglang = f"no: it joins q, k and v of a layer and wants both q and v ({uneven} is alone)"
     else:
         sglang = "yes"
     return {"PEFT": "yes", "vLLM": vllm, "SGLang": sglang, "llama.cpp": "after crma export gguf"}
+
+
+def _without_partner(modules: set[str]) -> str | None:
+    """A q, k or v of a layer whose q or v has no adapter, if there is one."""
+    for module in sorted(modules):
+        parent, _, last = module.rpartition(".")
+        if last in {"q_proj", "k_proj", "v_proj"} and not {f"{parent}.q_proj", f"{parent}.v_proj"} <= modules:
+            return module
+    return None
 
 
 def _model(folder: Path) -> Verdict:

@@ -68,3 +68,24 @@ def test_what_a_user_gets_wrong(crma, adapter, words, code, parts):
 def test_help_shows_the_routes(crma):
     said = crma("export", "--help").stdout
     assert all(route in said for route in ("lora", "merged", "gguf"))
+
+
+def test_a_run_goes_on_from_an_imported_domain(crma, adapter, tmp_path):
+    for name in ("law", "tax"):
+        rows = [{"prompt": f"{name} {i}?", "answer": "abcd"[i % 4]} for i in range(20)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "crma.yaml").write_text(
+        "output: out\nbase: {model: base, dtype: float32}\nmethods: [crma]\nadapter: {rank: 2}\n"
+        "training: {steps: 1, max_length_tokens: 32}\n"
+        "evaluation: {max_items: 2, general: null, num_samples: 0}\n"
+        "domains: [{name: law, data: law.jsonl}, {name: tax, data: tax.jsonl}]\n"
+    )
+    done = crma("import", "law", "--run", "out", "--method", "crma", "--texts", "2")
+    assert done.exit_code == 0, done.output
+    before = (tmp_path / "out/crma/adapters/law/adapter_model.safetensors").read_bytes()
+    done = crma("run", "crma.yaml", "--quiet")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out/crma/adapters/law/adapter_model.safetensors").read_bytes() == before
+    done = crma("export", "lora", "--run", "out", "-o", "served")
+    assert done.exit_code == 0, done.output
+    assert "served/tax: LoRA of rank 5" in done.stdout  # 3 of the imported, 2 of its own

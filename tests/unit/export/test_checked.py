@@ -139,6 +139,8 @@ def test_gguf_files(workspace, sources, base, tmp_path, merging_tokenizer, base_
 def test_verify_tells_which_engines_take_a_folder(save_lora, workspace, sources, base, tmp_path):
     stock = verify_form(save_lora("stock", use_rslora=True))
     assert stock.engines["SGLang"].startswith("no: it takes alpha / r") and stock.engines["PEFT"] == "yes"
+    alone = verify_form(save_lora("alone", target_modules=["q_proj", "o_proj"]))
+    assert "layers.0.self_attn.q_proj is alone" in alone.engines["SGLang"]
     assert verify_form(save_lora("dora", use_dora=True)).engines["vLLM"].startswith("no: DoRA")
     list(export_loras(sources, tmp_path / "out", base, workspace, check=False, pad_rank=300))
     verdict = verify_form(tmp_path / "out" / "数学")
