@@ -113,15 +113,11 @@ def diagnose(
         protects: Whether that recipe protects finished domains.
 
     Raises:
-        DataError: Old and new data are the same.
+        DataError: All of the new data is old data.
         TrainingError: A loss or a gradient is not finite.
     """
     settings, seed = probe.settings, probe.seed
-    for old in olds:
-        if old.examples and set(old.examples) == set(new.examples):
-            raise DataError(
-                "old and new data are the same", got=f"{old.name} and {new.name}", expected="two data sets"
-            )
+    notes = [*new.notes, *_notes(olds, new)]
     asked = [each for each in sample_rows(new.examples, len(new.examples), seed) if each.form != "text"]
     asked = asked[: settings.probe_examples]
     beliefs = denied_beliefs(
@@ -156,7 +152,7 @@ def diagnose(
         tuple(beliefs),
         len(asked),
         {side.name: len(side.examples) for side in sides},
-        {side.name: side.notes for side in sides},
+        {**{side.name: side.notes for side in olds}, new.name: tuple(notes)},
         advise(
             level,
             num_train=new.num_train,
@@ -174,6 +170,28 @@ def diagnose(
 def diagnose_sequence(probe: Probe, sides: Sequence[Side]) -> list[Diagnosis]:
     """Each domain of a sequence against the earlier ones, the first against what the base knows."""
     return [diagnose(probe, sides[:number], side) for number, side in enumerate(sides)]
+
+
+def _notes(olds: Sequence[Side], new: Side) -> list[str]:
+    """What is odd about the new data beside the old."""
+    notes = []
+    answers = {example.reference for example in new.examples if example.form != "text"}
+    if len(answers) == 1 and len(new.examples) > 1:
+        notes.append(f"All {len(new.examples)} answers are the same ({next(iter(answers))!r}).")
+    for old in olds:
+        shared = len(set(old.examples) & set(new.examples))
+        if shared and shared == len(set(new.examples)):
+            raise DataError(
+                "all of the new data is old data",
+                got=f"{new.name}: each of {shared} examples stands in {old.name}",
+                expected="data that the model is yet to learn",
+            )
+        if shared:
+            share = shared / len(new.examples)
+            notes.append(
+                f"{shared} examples ({share:.0%}) stand in {old.name} too: they will not be new to it."
+            )
+    return notes
 
 
 def _remembered(probe: Probe, new: Side, memory: KFACMemory, strength: float, kind: InputKind) -> Remembered:

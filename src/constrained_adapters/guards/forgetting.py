@@ -20,7 +20,7 @@ from constrained_adapters.errors import ConfigError
 from constrained_adapters.guard_config import GuardConfig
 from constrained_adapters.guards.figures import FiguresCallback
 from constrained_adapters.guards.last_good import LastGood
-from constrained_adapters.guards.probes import ProbeRow, Probes, Reading, encode_probe
+from constrained_adapters.guards.probes import ProbeRow, Probes, Reading, encode_probe, warn_of_trained
 from constrained_adapters.guards.time_share import TimeShare
 from constrained_adapters.setting_errors import config_error
 from constrained_adapters.workspace import atomic_write_json
@@ -52,6 +52,9 @@ class ForgettingGuard(FiguresCallback):
 
     Raises:
         ConfigError: A setting is unknown or out of range, or names no old domain.
+
+    Warns:
+        UserWarning: When training begins, where rows to watch are trained on.
 
     Example::
 
@@ -127,6 +130,8 @@ class ForgettingGuard(FiguresCallback):
         self._begun = self._begun or time.perf_counter()
         if self._probes is None:
             self._probes = self._encoded(kwargs.get("processing_class"))
+            loader = kwargs.get("train_dataloader")
+            warn_of_trained(self._probes, getattr(loader, "dataset", None))
         if self.settings.action == "strengthen" and self._rows and self._strengthener(model) is None:
             raise ConfigError(
                 "there is no constraint that could be strengthened",

@@ -6,6 +6,7 @@ Axis letters: n watched label positions, v vocabulary.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ ProbeRow = Example | Tokens | Mapping[str, Sequence[int]]
 MAX_POSITIONS = 64
 """Label positions whose whole distribution is kept: 13 MB at a vocabulary of 50,000."""
 BATCH = 8
+MOST_COMPARED = 20_000
+"""Training rows that watched ones are looked for in."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class Probes:
     def __init__(self, old: Mapping[str, Sequence[Tokens]], new: Sequence[Tokens]) -> None:
         self._old = {name: list(rows) for name, rows in old.items()}
         self._new = list(new)
+        self.rows = {**self._old, "the new domain": self._new}
+        """All, by name."""
         self.start: Tensor | None = None
         """Log-probabilities (n, v) of the first reading, float32 on the CPU."""
 
@@ -160,6 +165,29 @@ class Probes:
                 hint="lower the learning rate, or look for broken examples",
             )
         return nats, torch.cat(kept)
+
+
+def warn_of_trained(probes: Probes, dataset: Any) -> None:
+    """Say which share of the watched rows is trained on: their loss falls whatever the model forgets.
+
+    Args:
+        probes: What is watched.
+        dataset: What is trained on; only one of at most ``MOST_COMPARED`` rows of token ids is looked at.
+
+    Warns:
+        UserWarning: There are such rows.
+    """
+    if not hasattr(dataset, "__len__") or not 0 < len(dataset) <= MOST_COMPARED:
+        return
+    rows = [dataset[at] for at in range(len(dataset))]
+    if not all(isinstance(row, Mapping) and "input_ids" in row for row in rows):
+        return
+    trained = {tuple(map(int, row["input_ids"])) for row in rows}
+    for name, watched in probes.rows.items():
+        count = sum(tuple(row.input_ids) in trained for row in watched)
+        if count:
+            of = f"{count} of {len(watched)} rows that watch {name!r} are trained on"
+            warnings.warn(f"{of} ({count / len(watched):.0%}): choose others", stacklevel=2)
 
 
 def _encode(row: ProbeRow, name: str, tokenizer: Any, max_length: int) -> Tokens:

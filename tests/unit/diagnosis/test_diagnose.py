@@ -22,11 +22,9 @@ from constrained_adapters.models.targets import resolve_targets
 SMALL = {"trial_steps": 8, "trial_rate": 2e-2, "batch_size": 4, "probe_examples": 4, "max_length_tokens": 64}
 
 
-def domain(name: str, answer: str, count: int = 12) -> Domain:
-    examples = [Example(prompt=f"{name} {i} is?", answer=answer) for i in range(count)]
-    return Domain(
-        name, tuple(examples[:8]), tuple(examples[8:10]), tuple(examples[10:]), "completion", name, "f"
-    )
+def domain(name: str, answer: str, *, asked: str | None = None) -> Domain:
+    rows = tuple(Example(prompt=f"{asked or name} {i} is?", answer=answer) for i in range(12))
+    return Domain(name, rows[:8], rows[8:10], rows[10:], "completion", name, "f")
 
 
 @pytest.fixture
@@ -36,12 +34,8 @@ def probe(tiny_llama, tiny_tokenizer):
 
 
 def test_opposite_answers_are_found_by_the_trial_and_by_the_facts(probe):
-    old = domain("law", "aaaa")
-    same = Domain("kin", old.train, old.validation, old.test[:1], "completion", "kin", "f")
-    opposite = domain("law", "zzzz")
-    opposite = Domain("foe", *(getattr(opposite, part) for part in ("train", "validation", "test")),
-                      "completion", "foe", "f")  # fmt: skip
-    sides = [probe.domain(each) for each in (old, same, opposite)]
+    olds = domain("law", "aaaa"), domain("kin", "aaaa", asked="Law:"), domain("foe", "zzzz", asked="law")
+    sides = [probe.domain(each) for each in olds]
     kin, foe = diagnose(probe, sides[:1], sides[1]), diagnose(probe, sides[:1], sides[2])
     assert kin.pairs[0].signals.gradient_cosine > foe.pairs[0].signals.gradient_cosine
     assert foe.pairs[0].signals.trial_increase > 0.25 > kin.pairs[0].signals.trial_increase
@@ -101,8 +95,16 @@ def test_a_sequence_is_diagnosed_domain_by_domain_and_the_same_data_is_refused(p
     sides = [probe.domain(domain(name, name)) for name in ("law", "med", "art")]
     found = diagnose_sequence(probe, sides)
     assert [[pair.old for pair in each.pairs] for each in found] == [["base"], ["law"], ["law", "med"]]
-    with pytest.raises(DataError, match="old and new data are the same"):
+    with pytest.raises(DataError, match="all of the new data is old data"):
         diagnose(probe, sides[:1], sides[0])
+
+
+def test_shared_examples_and_answers_that_are_all_the_same_are_said(probe):
+    old, new = domain("law", "yes"), domain("med", "yes")
+    mixed = Domain("mix", (*new.train, old.train[0]), new.validation, new.test, "completion", "mix", "f")
+    notes = diagnose(probe, [probe.domain(old)], probe.domain(mixed)).notes["mix"]
+    assert "All 13 answers are the same ('yes')." in notes
+    assert any(note.startswith("1 examples (8%) stand in law too") for note in notes)
 
 
 def test_beliefs_are_the_models_sure_answers_and_its_habits_are_none(tiny_llama, tiny_tokenizer):

@@ -17,8 +17,7 @@ from constrained_adapters.guards.collapse import PreventCollapse
 from constrained_adapters.guards.collapse_detector import Verdict
 from constrained_adapters.guards.healthy_checkpoints import FOLDER, MANIFEST
 
-QUIET = {"attention_dropout": 0.0, "residual_dropout": 0.0, "mlp_dropout": 0.0}
-"""Nothing that would change a step."""
+DROPPING = {"attention_dropout": 0.2, "residual_dropout": 0.1, "mlp_dropout": 0.1}
 
 
 @pytest.fixture
@@ -30,7 +29,7 @@ def told() -> list[str]:
 def make_guard(told):
     def make(**settings):
         return PreventCollapse(
-            **{"check_every_steps": 5, "checkpoint_every_steps": 5, **QUIET, **settings}, tell=told.append
+            **{"check_every_steps": 5, "checkpoint_every_steps": 5, **settings}, tell=told.append
         )
 
     return make
@@ -158,8 +157,14 @@ def test_remedies_are_added_one_by_one_and_then_it_ends_with_the_healthy_model(
 
 
 def test_nothing_of_the_guard_stays_on_the_model(make_trainer, tiny_llama):
-    guard = PreventCollapse(check_every_steps=5)
-    make_trainer(guard).train()
+    rates = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            rates.append(tiny_llama.config.attention_dropout)
+
+    make_trainer(PreventCollapse(check_every_steps=5, **DROPPING), Look()).train()
+    assert rates == [0.2] * 20
     assert tiny_llama.config.attention_dropout == 0.0
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in tiny_llama.modules())
     assert "generate" not in vars(tiny_llama)
@@ -170,7 +175,7 @@ def test_nothing_of_the_guard_stays_on_the_model_that_broke_off(make_trainer, ti
         def on_step_end(self, args, state, control, **kwargs):
             raise RuntimeError("broken")
 
-    trainer = make_trainer(PreventCollapse(check_every_steps=5), Breaks())
+    trainer = make_trainer(PreventCollapse(check_every_steps=5, **DROPPING), Breaks())
     with pytest.raises(RuntimeError, match="broken"):
         trainer.train()
     assert tiny_llama.config.attention_dropout == 0.0
@@ -247,6 +252,13 @@ def test_a_trainer_that_stands_already_needs_the_line_instead(make_trainer):
     trainer.add_callback(PreventCollapse())
     with pytest.raises(AdapterStateError, match=r"prevent_collapse\(trainer\)"):
         trainer.train()
+
+
+def test_one_guard_is_for_one_trainer(make_trainer):
+    guard = PreventCollapse()
+    make_trainer(guard)
+    with pytest.raises(AdapterStateError, match="watches a Trainer already"):
+        make_trainer(guard)
 
 
 def test_a_model_that_cannot_generate_is_refused(make_trainer, tiny_llama, monkeypatch):

@@ -19,6 +19,7 @@ from constrained_adapters.guards.probes import encode_probe
 
 OLD = [Example(prompt=f"law {i}?", answer="court") for i in range(4)]
 NEW = [Example(prompt=f"med {i}?", answer="nerve") for i in range(4)]
+TRAINED = [Example(prompt=f"med {i}!", answer="nerve") for i in range(4)]
 
 
 def lora(model):
@@ -41,7 +42,7 @@ class Steps(TrainerCallback):
 
 
 def trainer_of(model, tokenizer, folder, *, rate=1e-2, steps=6, **options):
-    rows = [encode_example(each, tokenizer, 64) for each in NEW * 4]
+    rows = [encode_example(each, tokenizer, 64) for each in options.pop("trained", TRAINED) * 4]
     data = [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
     set_seed(1)
     return Trainer(
@@ -235,6 +236,15 @@ def test_a_broken_model_stops_the_run_by_name(tiny_llama, tiny_tokenizer, tmp_pa
         tiny_llama.model.norm.weight.fill_(float("nan"))
     with pytest.raises(TrainingError, match="loss of the domain in training is not finite"):
         trainer_of(model, tiny_tokenizer, tmp_path, callbacks=[guard_of()]).train()
+
+
+def test_rows_that_are_trained_on_are_warned_of_with_their_share(tiny_llama, tiny_tokenizer, tmp_path):
+    trained = [*TRAINED[:3], NEW[0]]
+    trainer = trainer_of(
+        lora(tiny_llama), tiny_tokenizer, tmp_path, steps=1, trained=trained, callbacks=[guard_of()]
+    )
+    with pytest.warns(UserWarning, match=r"1 of 4 rows that watch 'the new domain' are trained on \(25%\)"):
+        trainer.train()
 
 
 @pytest.mark.parametrize(
