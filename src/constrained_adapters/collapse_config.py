@@ -31,7 +31,8 @@ class PreventCollapseConfig(Settings):
         label_smoothing: Share of each label that is spread over all tokens; masked labels are left alone.
         general_ratio: Share of rows that are text of no domain.
         general_text: Where it comes from, as ``data`` of a domain.
-        attention_dropout: Of attention weights, while training.
+        attention_dropout: Of attention weights, while training. All dropout is off unless asked for: models
+            that were made without it lose too much under it (docs/adr/0005).
         residual_dropout: Of what attention and MLP add to the residual stream, while training.
         mlp_dropout: Of the MLP's inner activations, while training.
         guard: Whether answers are looked at at all.
@@ -68,9 +69,9 @@ class PreventCollapseConfig(Settings):
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
     general_ratio: float = Field(default=0.1, ge=0, lt=1)
     general_text: str = "packaged:general"
-    attention_dropout: float = Field(default=0.2, ge=0, lt=1)
-    residual_dropout: float = Field(default=0.1, ge=0, lt=1)
-    mlp_dropout: float = Field(default=0.1, ge=0, lt=1)
+    attention_dropout: float = Field(default=0.0, ge=0, lt=1)
+    residual_dropout: float = Field(default=0.0, ge=0, lt=1)
+    mlp_dropout: float = Field(default=0.0, ge=0, lt=1)
     guard: bool = True
     prompts: list[str] = Field(default=[])
     max_new_tokens: int = Field(default=16, ge=8)

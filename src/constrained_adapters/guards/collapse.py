@@ -18,6 +18,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_utils import SaveStrategy
 
 from constrained_adapters.collapse_config import PreventCollapseConfig
 from constrained_adapters.errors import AdapterStateError, ConfigError
@@ -109,10 +110,16 @@ class PreventCollapse(TrainerCallback):
 
         Raises:
             ConfigError: The trainer cannot be gone back in.
+            AdapterStateError: The guard watches another one already.
         """
-        if self._trainer is None:
-            restart_training(trainer, self)
-            self._trainer = trainer
+        if self._trainer is not None:
+            raise AdapterStateError(
+                "this guard watches a Trainer already",
+                got="one PreventCollapse for two Trainers",
+                hint="make one for each",
+            )
+        restart_training(trainer, self)
+        self._trainer = trainer
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -273,7 +280,7 @@ class PreventCollapse(TrainerCallback):
         if not self._saving or self.watch is None or self._places is None:
             return
         begun = time.perf_counter()
-        self._places.keep(state.global_step, move=str(args.save_strategy.value) == "no")
+        self._places.keep(state.global_step, move=args.save_strategy == SaveStrategy.NO)
         self._saving = False
         standing = self._standing
         standing.last_kept = state.global_step

@@ -8,9 +8,11 @@ are dropped by hooks. Nothing of it acts in evaluation mode or within ``generate
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, final
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from constrained_adapters.errors import ConfigError, ModelError
 from constrained_adapters.models.decoder import decoder_layers
@@ -48,19 +50,27 @@ class TrainingDropout:
                     hint="0.1",
                 )
         self._undo: list[Callable[[], None]] = []
-        layers = decoder_layers(model)
+        # Around it there may be adapters whose parts are named like those of a decoder.
+        inner = next((each for each in model.modules() if isinstance(each, PreTrainedModel)), None)
+        if inner is None:
+            raise ModelError(
+                "dropout fits models of transformers only",
+                got=type(model).__name__,
+                hint="attention_dropout: 0, residual_dropout: 0, mlp_dropout: 0",
+            )
+        layers = decoder_layers(inner)
         attentions = [layer.sublayers["attention"].begin for layer in layers]
         lasts = [_last_linear(layer.sublayers["mlp"].begin) for layer in layers] if mlp else []
         if attention:
-            _check_attention(model, attentions)
-            self._set_rates(model, attentions, attention)
+            _check_attention(inner, attentions)
+            self._set_rates(inner, attentions, attention)
         if residual:
             for layer in layers:
                 for part in layer.sublayers.values():
                     self._add(part.end.register_forward_hook(_after(residual)))
         for last in lasts:
             self._add(last.register_forward_pre_hook(_before(mlp)))
-        self._hold_generation(model)
+        self._hold_generation(inner)
 
     def remove(self) -> None:
         """Take it off; calling it again does nothing."""
@@ -76,23 +86,13 @@ class TrainingDropout:
         for owner in [*attentions, *configs.values()]:
             before = getattr(owner, _RATE)
             setattr(owner, _RATE, rate)
-            self._undo.append(lambda owner=owner, before=before: setattr(owner, _RATE, before))
+            self._undo.append(partial(setattr, owner, _RATE, before))
 
-    def _hold_generation(self, model: nn.Module) -> None:
+    def _hold_generation(self, inner: PreTrainedModel) -> None:
         """Generate in evaluation mode, also where the model is in training mode."""
-        inner = next(
-            (
-                each
-                for each in model.modules()
-                if "generate" in dir(type(each))
-                and hasattr(each, "prepare_inputs_for_generation")
-                and getattr(type(each), "can_generate", lambda: False)()
-            ),
-            None,
-        )
-        if inner is None:
+        generate: Any = getattr(inner, "generate", None)
+        if generate is None:
             return
-        generate: Any = inner.generate
 
         def held(*args: Any, **kwargs: Any) -> Any:
             with evaluating(inner):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -34,6 +36,8 @@ from constrained_adapters.training.written import WrittenExamples
 
 BUFFER_FILE = "replay_buffer.safetensors"
 GOLDEN_FILE = "golden_set.safetensors"
+MIN_TEXT_TOKENS = 16
+"""Shorter beginnings of texts teach nothing of a language."""
 WRITTEN_FILE = "written_examples.safetensors"
 
 
@@ -101,7 +105,7 @@ class Lessons:
         if "general_text" in self._recipe.rehearsals:
             self._general = self._from(method.general_text or GENERAL_TEXT)
         elif prevent is not None and prevent.general_ratio > 0.0:
-            self._general = self._from(prevent.general_text)
+            self._general = self._as_short_as_rows(self._from(prevent.general_text))
             self._ratios["general_text"] = prevent.general_ratio
         if method.golden_set is not None:
             self._golden = self._from(method.golden_set)
@@ -111,6 +115,15 @@ class Lessons:
         domain = load_domain(DomainConfig(name="mixed_in", data=source), self._config.seed)
         self.fingerprint += domain.fingerprint
         return self.tokens(domain.train).tokens
+
+    def _as_short_as_rows(self, texts: Sequence[Tokens]) -> Sequence[Tokens]:
+        """Cut so that a text costs what a row of the domains does: a shared beginning costs nearly nothing."""
+        examples = [example for domain in self._prepared.domains for example in domain.train[:64]]
+        rows = [row.input_ids for row in self.tokens(examples).tokens]
+        alike = takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))
+        shared = len(list(alike)) if self._settings.share_prefixes else 0
+        length = max(round(median(map(len, rows))) - shared, MIN_TEXT_TOKENS)
+        return [Tokens(text.input_ids[:length], text.labels[:length]) for text in texts]
 
     def prepare(self, tell: Callable[[str], None], untouched: Callable[[], Any]) -> None:
         """Let the base write its golden set, where that is wanted and not there yet.
