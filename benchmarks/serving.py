@@ -5,7 +5,7 @@ Makes: benchmarks/results/serving-<device>-<date>.json; with --only, serving-<de
 
 throughput   16 clients of mixed domains at once against the same 16 requests one by one, against PEFT's mixed
              batch (all 16 known beforehand, one ``generate``) and against vLLM, where it is installed, behind
-             the same front with the same adapters. Answers have a fixed length. Sides take turns.
+             the same front with the same adapters. Answers have a fixed length; sides take turns.
 first_token  Time to the first token of a request on an idle server, and while 15 others are being written.
 soak         A tiny random model: requests of all domains, cancels, bad bodies and adapters that change, from
              24 clients; each answer is compared with that of its adapter computed without a server.
@@ -56,6 +56,8 @@ QUESTIONS = (
     "Tell in a few words why the sky is blue at noon, and red in the evening when the sun goes down.",
 )
 Result = dict[str, Any]
+Side = Callable[[int], list[str]]
+"""Answers the first requests, as many as it is told."""
 
 
 def main() -> None:
@@ -92,6 +94,7 @@ def read_options() -> Any:
     parser.add_argument("--only", choices=sorted(MEASURES), help="measure this alone")
     parser.add_argument("--run", default="runs/demo", help="folder of a finished run")
     parser.add_argument("--rounds", type=int, default=3, help="rounds in which the sides take turns")
+    parser.add_argument("--minutes", type=float, default=30, help="after which no new round begins")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=24, help="tokens of each answer")
     parser.add_argument("--requests", type=int, default=10_000, help="of the soak")
@@ -113,48 +116,80 @@ def throughput(options: Any) -> Result:
         tempfile.TemporaryDirectory() as folder,
         running(create_app(local, settings, base_name="base")) as here,
     ):
-        peft = peft_side(opened, bodies, options, Path(folder))
-        sides: dict[str, Callable[[], list[str]]] = {
-            "together": lambda: asyncio.run(ask_all(here, bodies, together=True)),
-            "one by one": lambda: asyncio.run(ask_all(here, bodies, together=False)),
-            "peft mixed batch": peft,
+        sides: dict[str, Side] = {
+            "together": lambda count: asyncio.run(ask_all(here, bodies[:count], together=True)),
+            "one by one": lambda count: asyncio.run(ask_all(here, bodies[:count], together=False)),
+            "peft mixed batch": peft_side(opened, bodies, options, Path(folder)),
         }
         if find_vllm() is None:
             return compare(sides, options)
         engine, _ = vllm_engine(find_workspace(options.run), settings, print)
         with running(create_app(engine, settings, base_name="base")) as there:
-            sides["vllm together"] = lambda: asyncio.run(ask_all(there, bodies, together=True))
-            sides["vllm one by one"] = lambda: asyncio.run(ask_all(there, bodies, together=False))
+            sides["vllm together"] = lambda count: asyncio.run(ask_all(there, bodies[:count], together=True))
             return compare(sides, options)
 
 
-def compare(sides: dict[str, Callable[[], list[str]]], options: Any) -> Result:
-    """Let the sides take turns; a first round warms up, where all answers are compared."""
-    first = {name: side() for name, side in sides.items()}
-    equal = {
-        name: sum(mine == theirs for mine, theirs in zip(answers, first["together"], strict=True))
-        for name, answers in first.items()
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(options.rounds):
+def compare(sides: dict[str, Side], options: Any) -> Result:
+    """Let the sides take turns until the rounds or the minutes are over; in the first round compare answers.
+
+    Both clocks are read: the wall's, and the seconds in which a processor worked for this process or one of
+    its children, which does not change where other work shares the machine.
+    """
+    for side in sides.values():
+        side(2)  # warms up
+    seconds: dict[str, dict[str, list[float]]] = {clock: {name: [] for name in sides} for clock in CLOCKS}
+    answers: dict[str, list[str]] = {}
+    end = time.monotonic() + 60 * options.minutes
+    for number in range(options.rounds):
+        if number and time.monotonic() > end:
+            break
         for name, side in sides.items():
-            begun = time.perf_counter()
-            side()
-            seconds[name].append(time.perf_counter() - begun)
-    ratios = {
-        f"{name} / together": statistics.median(
-            theirs / mine for theirs, mine in zip(times, seconds["together"], strict=True)
-        )
-        for name, times in seconds.items()
-        if name != "together"
+            begun = {clock: read() for clock, read in CLOCKS.items()}
+            written = side(options.clients)
+            for clock, read in CLOCKS.items():
+                seconds[clock][name].append(read() - begun[clock])
+            answers.setdefault(name, written)
+    equal = {
+        name: sum(a == b for a, b in zip(written, answers["together"], strict=True))
+        for name, written in answers.items()
     }
     num_tokens = options.clients * options.tokens
     return {
         "seconds": seconds,
-        "ratios": ratios,
-        "tokens_per_second": {name: num_tokens / statistics.median(times) for name, times in seconds.items()},
+        "ratios": {
+            clock: {
+                f"{name} / together": statistics.median(
+                    theirs / ours for theirs, ours in zip(of[name], of["together"], strict=True)
+                )
+                for name in sides
+                if name != "together"
+            }
+            for clock, of in seconds.items()
+        },
+        "tokens_per_second": {
+            name: num_tokens / statistics.median(times) for name, times in seconds["wall"].items()
+        },
         "answers_as_together": {name: f"{count} of {options.clients}" for name, count in equal.items()},
     }
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and of all its children (Linux)."""
+    parents, ticks = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        parents[int(folder.name)] = int(fields[1])
+        ticks[int(folder.name)] = int(fields[11]) + int(fields[12])
+    mine = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in mine} - mine:
+        mine |= more
+    return sum(ticks[pid] for pid in mine) / os.sysconf("SC_CLK_TCK")
+
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": cpu_seconds}
 
 
 def requests_of(models: list[str], options: Any) -> list[dict[str, Any]]:
@@ -171,9 +206,7 @@ def requests_of(models: list[str], options: Any) -> list[dict[str, Any]]:
     ]
 
 
-def peft_side(
-    opened: Any, bodies: list[dict[str, Any]], options: Any, folder: Path
-) -> Callable[[], list[str]]:
+def peft_side(opened: Any, bodies: list[dict[str, Any]], options: Any, folder: Path) -> Side:
     """PEFT's own mixed batch: each domain as one LoRA, all prompts known beforehand."""
     base = load_run_base(opened.workspace, dtype="float32").model
     model: Any = None
@@ -191,14 +224,14 @@ def peft_side(
         tokenizer.apply_chat_template(body["messages"], tokenize=False, add_generation_prompt=True)
         for body in bodies
     ]
-    batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
     names = ["__base__" if body["model"] == "base" else body["model"] for body in bodies]
 
-    def generate() -> list[str]:
+    def generate(count: int) -> list[str]:
+        batch = tokenizer(texts[:count], return_tensors="pt", padding=True, add_special_tokens=False)
         with torch.inference_mode():
             written = model.generate(
                 **batch,
-                adapter_names=names,
+                adapter_names=names[:count],
                 max_new_tokens=options.tokens,
                 do_sample=False,
                 eos_token_id=None,
