@@ -4,7 +4,8 @@
 
 Each part writes into one JSON file in ``benchmarks/results`` as soon as it is measured, and is not measured
 again while it is there. The engines are those of ``scripts/engines.py``. Differences of log-probabilities are
-between the engine and this library's own model in float32, on the tokens that the engine wrote.
+between the engine and this library's own model in float32, on the tokens that the engine wrote. Speed is in
+CPU seconds of one thread, base and adapters in turn, so that a shared machine does not blur it.
 """
 
 from __future__ import annotations
@@ -185,11 +186,11 @@ def transformers_part(store: Store, run: Path) -> None:
 
 
 def decode(model: Any, ids: Any) -> float:
-    """Seconds for :data:`TOKENS` greedy tokens."""
+    """CPU seconds for :data:`TOKENS` greedy tokens."""
     import torch
 
     with torch.inference_mode():
-        begun = time.perf_counter()
+        begun = time.process_time()
         model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -198,7 +199,7 @@ def decode(model: Any, ids: Any) -> float:
             max_new_tokens=TOKENS,
             pad_token_id=0,
         )
-        return time.perf_counter() - begun
+        return time.process_time() - begun
 
 
 def vllm(store: Store, run: Path) -> None:
@@ -240,7 +241,7 @@ def vllm(store: Store, run: Path) -> None:
             weights = {} if answer["adapter"] is None else {adapters[answer["adapter"]]: 1.0}
             differences[answer["adapter"] or "base"] = difference(base, weights, prompts[0], answer)
     store.keep("vllm", "log_probabilities", differences)
-    seconds = {f"{name or 'base'}, batch": taken for name, taken in found["seconds"].items()}
+    seconds = {f"{name or 'base'}, batch": taken for name, taken in found["cpu_seconds"].items()}
     store.keep("vllm", "tokens_per_second", speeds(seconds))
 
 
@@ -267,7 +268,7 @@ def llama_cpp(store: Store, run: Path) -> None:
                 shown = ", ".join(f"{n} × {w:g}" for n, w in answer["weights"].items()) or "base"
                 weights = {str(home / n): w for n, w in answer["weights"].items()}
                 differences[shown] = difference(base, weights, prompts[0], answer)
-            speed = speeds({each or "base": taken for each, taken in found["seconds"].items()})
+            speed = speeds({each or "base": taken for each, taken in found["cpu_seconds"].items()})
             store.keep("llama_cpp", name, {"log_probabilities": differences, "tokens_per_second": speed})
 
 
@@ -320,11 +321,13 @@ def stock_base() -> tuple[Any, list[list[int]]]:
 
 
 def speeds(seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """Medians over the rounds, tokens of all rows of a batch counted."""
+    """Medians over the rounds, in CPU seconds, tokens of all rows of a batch counted."""
     return {
         name: {
-            "tokens_per_second": TOKENS * (BATCH if name.endswith("batch") else 1) / statistics.median(taken),
-            "seconds": taken,
+            "tokens_per_cpu_second": TOKENS
+            * (BATCH if name.endswith("batch") else 1)
+            / statistics.median(taken),
+            "cpu_seconds": taken,
         }
         for name, taken in seconds.items()
     }

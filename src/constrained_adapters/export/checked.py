@@ -30,7 +30,7 @@ class Checked:
         path: The folder or file.
         what: In a few words.
         num_bytes: On disk.
-        seconds: To make and write it, the check not counted.
+        seconds: To write it, the check not counted.
         comparison: Figures of the check; None where it was not asked for.
     """
 

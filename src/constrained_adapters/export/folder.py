@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from constrained_adapters.errors import DataError, WorkspaceError
-from constrained_adapters.workspace import atomic_directory, atomic_write_json
+from constrained_adapters.workspace import atomic_directory, atomic_write_json, no_space_error
 from constrained_adapters.workspace.atomic import disk_errors, sync
 
 RECORD_FILE = "crma_export.json"
@@ -114,6 +115,16 @@ def read_record(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError("a file of the export is damaged", got=f"{path}: {error}", expected="JSON") from None
     return value if isinstance(value, dict) else {}
+
+
+def require_room(folder: Path, num_bytes: int) -> None:
+    """Look for space before a long write: numpy does not say of a short one that the disk is full.
+
+    Raises:
+        WorkspaceError: There is less.
+    """
+    if shutil.disk_usage(folder).free < num_bytes:
+        raise no_space_error(folder)
 
 
 def size_bytes(folder: Path) -> int:

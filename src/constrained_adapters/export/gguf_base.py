@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from constrained_adapters.errors import ModelError
 from constrained_adapters.export.checkpoint import Checkpoint, Entry
+from constrained_adapters.export.folder import require_room
 from constrained_adapters.export.gguf_names import Names
 from constrained_adapters.export.gguf_vocab import write_vocabulary
 
@@ -52,6 +53,7 @@ def write_gguf(
 
     Raises:
         ModelError: The architecture, the tokenizer or a kind of positions is not known here.
+        WorkspaceError: The disk has not the room.
     """
     config = AutoConfig.from_pretrained(checkpoint.folder)
     names = Names(config)
@@ -76,10 +78,13 @@ def write_gguf(
         planned.append(
             (names.name(entry.name), _type(entry, kind), entry.shape, _reader(source, entry, names))
         )
+    total = 0
     for title, qtype, shape, _ in planned:
         block, width = gguf.GGML_QUANT_SIZES[qtype]
         num_bytes = math.prod(shape) // block * width
         writer.add_tensor_info(title, shape, np.dtype(np.float32), num_bytes, qtype)
+        total += num_bytes
+    require_room(file.parent, total)
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from constrained_adapters.errors import DataError
+from constrained_adapters.export.folder import require_room
 from constrained_adapters.export.gguf_base import RECORD_KEY, TYPES
 from constrained_adapters.export.gguf_names import Names, restore_heads
 from constrained_adapters.export.lora import Mix
@@ -40,9 +41,11 @@ def write_gguf_lora(
     Raises:
         ModelError: The base's architecture is not known here, or llama.cpp has no place for a layer.
         DataError: A value is too large for float16.
+        WorkspaceError: The disk has not the room.
     """
     names = Names(config)
     dtype = np.float32 if kind == "f32" else np.float16
+    require_room(file.parent, sum(a.numel() + b.numel() for a, b in mix.pairs.values()) * dtype().itemsize)
     writer = gguf.GGUFWriter(file, names.arch_name)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")

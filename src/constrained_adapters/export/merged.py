@@ -19,9 +19,10 @@ from torch import Tensor
 
 from constrained_adapters.errors import DataError, ModelError
 from constrained_adapters.export.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, Entry
+from constrained_adapters.export.folder import require_room
 from constrained_adapters.export.lora import DTYPES, DType, Mix
 from constrained_adapters.export.quantised import Rounding
-from constrained_adapters.workspace import atomic_write_json, no_space_error
+from constrained_adapters.workspace import atomic_write_json
 
 SHARD_BYTES = 2_000_000_000
 
@@ -68,8 +69,7 @@ def write_merged(
     read = merged_reader(checkpoint, mix, rounding)
     plan = list(_shards(checkpoint, dtype, shard_bytes))
     total = sum(_bytes(entry, dtype) for shard in plan for entry in shard)
-    if shutil.disk_usage(folder).free < total:
-        raise no_space_error(folder)
+    require_room(folder, total)
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(plan, start=1):
         file = SINGLE_FILE if len(plan) == 1 else f"model-{number:05d}-of-{len(plan):05d}.safetensors"

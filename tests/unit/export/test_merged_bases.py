@@ -102,12 +102,17 @@ def test_an_adapter_of_another_base_is_refused(save_lora, base_folder, tmp_path)
             write_merged_loaded(load_plain(BaseName(str(base_folder))), mix, tmp_path)
 
 
-def test_no_room_is_told_before_anything_is_written(save_lora, base_folder, tmp_path, monkeypatch):
+def test_no_room_is_told_before_anything_is_written(
+    save_lora, base_folder, merging_tokenizer, tmp_path, monkeypatch
+):
+    merging_tokenizer.save_pretrained(base_folder)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     folder = tmp_path / "merged"
     folder.mkdir()
     with pytest.raises(WorkspaceError, match="no space left"):
         write_merged(Checkpoint(base_folder), make_mix({save_lora("law"): 1.0}), folder)
+    with pytest.raises(WorkspaceError, match="no space left"):
+        write_gguf(Checkpoint(base_folder), folder / "x.gguf", "f32", name="x")
     assert not list(folder.iterdir())
 
 
