@@ -63,7 +63,7 @@ def print_assessment(found: Assessment, console: Console | None = None) -> None:
         console.print("\nTasks of lm-evaluation-harness (± 1.96 standard errors)")
         console.print(table)
     for note in found.notes:
-        console.print(f"\nNote: {note}")
+        console.print(f"\nNote: {note}", soft_wrap=True)
     console.print()
 
 
@@ -84,7 +84,8 @@ def print_differences(
             str(each.num_items),
             wins,
         )
-    console.print(f"\nfirst: {first}\nsecond: {second}\non the same items, each set counting the same")
+    console.print(f"\nfirst: {first}\nsecond: {second}", soft_wrap=True)
+    console.print("on the same items, each set counting the same")
     console.print(table)
 
 
