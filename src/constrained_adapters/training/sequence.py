@@ -41,8 +41,6 @@ from constrained_adapters.training.routes import note_for_router
 from constrained_adapters.workspace import Workspace, atomic_directory, atomic_write_bytes, atomic_write_json
 
 TRAINING_FILE = "training.json"
-TRACKERS = "trackers"
-"""Folder of TensorBoard's files, one of its own for each domain."""
 START_ROWS = 32
 """Examples that an adapter's start is chosen from."""
 
@@ -162,9 +160,12 @@ class DomainSequence:
                 *([] if guard is None else [guard]),
                 *collapse_guards(prevent, self.prepared.tokenizer, name, self.observer.message),
             ],
-            trackers=self.workspace.root / TRACKERS / name,
+            trackers=self.workspace.trackers(name),
         )
         record.guard = guard_facts(guard)
+        for event in guard.events if guard is not None else ():
+            text = f"{event['action']} at step {event['step']}: {event['reason']}"
+            self.observer.message(f"{self.method.name}, {name}: {text}")
         facts = self.learner.describe()
         if isinstance(dataset, LabelledDataset) and "stm" in find_recipe(self.method).objectives:
             facts |= dataset.facts

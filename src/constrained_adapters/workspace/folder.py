@@ -44,6 +44,10 @@ class Workspace:
         """Folder of the checkpoints of a domain in training."""
         return self.root / "checkpoints" / check_domain_name(domain)
 
+    def trackers(self, domain: str) -> Path:
+        """Folder of the files that TensorBoard reads of a domain's training."""
+        return self.root / "trackers" / check_domain_name(domain)
+
     def evaluation(self, row: int) -> Path:
         """File of the scores after ``row`` domains (0: the base)."""
         return self.evaluations / f"{row}.json"
@@ -187,7 +191,7 @@ class Workspace:
 
     def clear(self) -> None:
         """Remove what a run wrote here, and nothing else; for ``--fresh``, under the lock."""
-        for folder in self._folders():
+        for folder in (*self._folders(), self.root / "trackers"):
             shutil.rmtree(folder, ignore_errors=True)
         for file in (self.ledger.path, self.base_file, self.settings_file):
             file.unlink(missing_ok=True)
