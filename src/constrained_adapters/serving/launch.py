@@ -56,7 +56,8 @@ def launch(workspace: Workspace, options: ServeOptions, settings: ServeSettings,
         say: Told what was chosen and why, a line at a time.
 
     Raises:
-        UsageError: The address is taken, or there is no such engine.
+        UnknownNameError: There is no such engine.
+        UsageError: The address is taken.
         ConstrainedAdaptersError: The run cannot be opened, or the engine does not start.
     """
     if options.engine not in ENGINES:
