@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, final
@@ -271,6 +272,7 @@ class SimpleDomainAdapter:
             )
             with atomic_directory(home) as folder:
                 self._learner.finish(name, folder)
+            shutil.rmtree(self.workspace.checkpoints(name), ignore_errors=True)
         if not self._learner.remembers(name, home):
             self._tell(f"{name}: making the gradient memory")
             count = num_memory_examples(len(rows) * int(self._training.epochs or 1.0), 1000)

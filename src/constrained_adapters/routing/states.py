@@ -113,8 +113,9 @@ class PromptStates:
         ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
         off: AbstractContextManager[None] = getattr(self._model, "base_only", nullcontext)()
+        mode = evaluating(self._model) if self._model.training else nullcontext()
         kept: list[Tensor] = []
-        with off, evaluating(self._model), torch.no_grad(), _stopping_after(self._module, kept.append):
+        with off, mode, torch.no_grad(), _stopping_after(self._module, kept.append):
             self._model(input_ids=ids, attention_mask=mask, use_cache=False)
         return kept[0], mask.cpu()
 
