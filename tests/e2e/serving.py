@@ -15,14 +15,14 @@ from constrained_adapters.serving.settings import ServeSettings
 
 
 @contextmanager
-def running(app):
+def running(app, seconds=20.0):
     """The address of a server of ``app``."""
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
         thread.start()
-        until(lambda: server.started or not thread.is_alive())
+        until(lambda: server.started or not thread.is_alive(), seconds)
         assert server.started
         try:
             yield f"http://127.0.0.1:{port}"
@@ -32,9 +32,9 @@ def running(app):
             assert not thread.is_alive()
 
 
-def serving(engine, settings):
-    """The address of a server before ``engine``."""
-    return running(create_app(engine, settings, base_name="tiny"))
+def serving(engine, settings, seconds=20.0):
+    """The address of a server before ``engine``, which has some seconds to start."""
+    return running(create_app(engine, settings, base_name="tiny"), seconds)
 
 
 def tiny_engine(model, tokenizer, settings=None, route=None, domains=None):

@@ -215,6 +215,29 @@ def test_a_client_that_goes_frees_its_slot(address, stream):
     until(lambda: gauge(address, "crma_slots_taken") == 0, seconds=5)
 
 
+def test_a_client_that_goes_while_it_waits_leaves_the_line(address, client):
+    streams = [ask(client, "law", max_tokens=200, stream=True) for _ in range(4)]
+    body = {"model": "law", "prompt": "abc", "max_tokens": 5, "stream": True}
+    with pytest.raises(httpx2.TimeoutException):
+        httpx2.post(f"{address}/v1/completions", json=body, timeout=0.2)
+    until(lambda: gauge(address, "crma_waiting") == 0, seconds=5)
+    assert gauge(address, "crma_slots_taken") == 4
+    for stream in streams:
+        stream.close()
+
+
+def test_a_page_that_was_named_may_call(model, tiny_tokenizer):
+    page = "https://page.example"
+    settings = ServeSettings(context_tokens=64, cors_origins=(page,), api_keys=("key",))
+    with serving(tiny_engine(model, tiny_tokenizer, settings), settings) as address:
+        asked = {"Origin": page, "Access-Control-Request-Method": "POST"}
+        preflight = httpx2.options(f"{address}/v1/completions", headers=asked)
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == page
+        other = httpx2.get(f"{address}/health", headers={"Origin": "https://other.example"})
+        assert "access-control-allow-origin" not in other.headers
+
+
 def gauge(address, name):
     text = httpx2.get(f"{address}/metrics").text
     return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"{name} "))

@@ -1,4 +1,4 @@
-"""The page at / in a real browser: it asks, mixes, streams, says who answered; nothing is loaded from afar."""
+"""The page at / in a real browser: it asks, mixes, streams, says who answered; nothing else is loaded."""
 
 import json
 import time

@@ -56,8 +56,12 @@ def create_app(engine: Engine, settings: ServeSettings, *, base_name: str) -> Fa
     """
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await engine.start()
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        try:
+            await engine.start()
+        except ConstrainedAdaptersError as error:
+            app.state.failure = error
+            raise
         try:
             yield
         finally:
@@ -177,7 +181,7 @@ class _Front:
             self.metrics.answered.labels(name).inc()
         headers = {ADAPTERS_HEADER: choice.header()}
         if body.stream:
-            return await self._stream(body, choice, headers, facts)
+            return await self._stream(body, choice, headers, facts, request)
         reply = await _unless_gone(request, self.engine.answer(body, choice))
         if reply is None:
             return Response(status_code=CLIENT_GONE)
@@ -187,12 +191,23 @@ class _Front:
         return JSONResponse(reply, headers=headers)
 
     async def _stream(
-        self, body: GenerationBody, choice: Choice, headers: dict[str, str], facts: dict[str, Any]
+        self,
+        body: GenerationBody,
+        choice: Choice,
+        headers: dict[str, str],
+        facts: dict[str, Any],
+        request: Request,
     ) -> Response:
         begun = time.monotonic()
         chunks = self.engine.stream(body, choice)
+
+        async def first_chunk() -> dict[str, Any]:
+            return await anext(chunks)
+
         # What goes wrong before the first chunk still gets its status.
-        first = await anext(chunks)
+        first = await _unless_gone(request, first_chunk())
+        if first is None:
+            return Response(status_code=CLIENT_GONE)
         facts["first_token_seconds"] = round(time.monotonic() - begun, 4)
         self.metrics.first_token_seconds.observe(time.monotonic() - begun)
 

@@ -83,7 +83,8 @@ def run_app(app: FastAPI, taken: socket.socket, *, stop_seconds: float) -> None:
     server = _server_class()(config)
     server.run(sockets=[taken])
     if not server.started:
-        raise ConstrainedAdaptersError("the server did not start", hint="the log above says why")
+        failure: Exception | None = getattr(app.state, "failure", None)
+        raise failure or ConstrainedAdaptersError("the server did not start", hint="the log above says why")
 
 
 def _server_class() -> Any:
