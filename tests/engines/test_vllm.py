@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from constrained_adapters.config import CRMAConfig
+from constrained_adapters.config import BaseConfig, CRMAConfig
 from constrained_adapters.export.lora import export_lora
 from constrained_adapters.model import CRMAModel
 from constrained_adapters.models.embedded import embedded_model_path
@@ -24,16 +24,14 @@ TEXTS = ["The court held that the contract was void because", "def mean(values):
 def model():
     """Our own model with two random adapters of different ranks, strong enough to change what is said."""
     config = CRMAConfig(base_model_name="embedded", dtype="float32", adapter_dim=12, residual_scaling=2.0)
-    from constrained_adapters.config import BaseConfig
-
     made = CRMAModel.from_base(load_base(BaseConfig(dtype="float32", device="cpu")), config)
     generator = torch.Generator().manual_seed(0)
     for name, rank in {"law": 12, "medicine": 5}.items():
         made.create_adapter(name, adapter_dim=rank)
-        with torch.no_grad():
-            for key, parameter in made.named_parameters():
-                if f".{name}." in key and ".lora_B." in key:
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+        for key, parameter in made.named_parameters():
+            if f".{name}." in key:
+                std = 0.15 if ".lora_B." in key else parameter.shape[1] ** -0.5
+                parameter.data = torch.randn(parameter.shape, generator=generator) * std
     return made.eval()
 
 
@@ -58,7 +56,7 @@ def test_adapters_and_a_mix_in_one_engine(model, ask, tmp_path):
         "requests": [[number, name] for name in ASKED for number in range(len(prompts))],
     }
     answers = ask("vllm", task)["answers"]
-    written = {}
+    first = []
     for answer in answers:
         weights = ASKED[answer["adapter"]]
         model.set_active_adapters(list(weights))
@@ -70,5 +68,7 @@ def test_adapters_and_a_mix_in_one_engine(model, ask, tmp_path):
         assert ours.argmax(-1).tolist() == tokens, answer["adapter"]
         chosen = ours.gather(-1, torch.tensor(tokens)[:, None])[:, 0]
         assert (chosen - torch.tensor(answer["logprobs"])).abs().max() < 1e-3, answer["adapter"]
-        written[answer["prompt"], answer["adapter"]] = tokens
-    assert len({tuple(tokens) for (prompt, _), tokens in written.items() if prompt == 0}) == len(ASKED)
+        if answer["prompt"] == 0:
+            first.append(answer["logprobs"][0])
+    # Each says something else, so that none was left out.
+    assert min(abs(a - b) for i, a in enumerate(first) for b in first[:i]) > 0.01
