@@ -40,7 +40,7 @@ class ForgettingGuard(FiguresCallback):
 
     A check that would cost more than its share of the time waits until it does not; the first reading and the
     last are always taken. So which steps are looked at depends on the machine; ``max_time_ratio=1`` looks at
-    each that is due.
+    each that is due, and so does a training in several processes.
 
     Args:
         old: For each old domain some rows, none of them trained on.
@@ -140,7 +140,8 @@ class ForgettingGuard(FiguresCallback):
                 hint="action='roll_back'",
             )
         if state.global_step:
-            self._resume(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", state.global_step)
+            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            self._resume(folder / STATE_FILE, state.global_step, model)
         if self._last is None:
             self._take(model, state.global_step, first=True)
         self._keep_good(kwargs, state.global_step)
@@ -152,7 +153,9 @@ class ForgettingGuard(FiguresCallback):
         step = state.global_step
         self._share.train_seconds = time.perf_counter() - self._begun - self._share.spent
         last = step >= state.max_steps
-        if not last and (step < self._due or not self._share.is_affordable(1)):
+        # Several processes must decide alike: their clocks may not, so there every check that is due is made.
+        affordable = args.world_size > 1 or self._share.is_affordable(1)
+        if not last and (step < self._due or not affordable):
             return
         self._due = (step // self.settings.every_steps + 1) * self.settings.every_steps
         reading = self._take(kwargs["model"], step)
@@ -197,9 +200,9 @@ class ForgettingGuard(FiguresCallback):
         named = {
             "probe_old_nats": reading.old_all,
             "probe_new_nats": reading.new,
+            "probe_mixed_nats": reading.mixed if reading.old else None,
             "start_kl_nats": reading.kl,
         }
-        named["probe_mixed_nats"] = reading.mixed if reading.old else None
         rises = {f"drift_percent_{name}": 100 * self._rise(reading, name) for name in reading.old}
         for name, value in {**named, **rises}.items():
             if value is not None:
@@ -291,15 +294,18 @@ class ForgettingGuard(FiguresCallback):
         old = {name: encode_probe(rows, name, tokenizer, most=most) for name, rows in self._rows.items()}
         return Probes(old, encode_probe(self._new_rows, "the new domain", tokenizer, most=most))
 
-    def _resume(self, checkpoint: Path, step: int) -> None:
-        """Forget what came after the checkpoint; in a new process, read what came before it."""
-        path = checkpoint / STATE_FILE
-        if self._last is None and path.is_file():
-            kept = json.loads(path.read_text(encoding="utf-8"))
+    def _resume(self, file: Path, step: int, model: Any) -> None:
+        """Forget what came after a checkpoint; in a new process, go back to what there was at it."""
+        if self._last is None and file.is_file():
+            kept = json.loads(file.read_text(encoding="utf-8"))
             self.events, self._baseline = kept["events"], {**self._baseline, **kept["baseline"]}
             self.curves = {name: (steps, values) for name, (steps, values) in kept["curves"].items()}
             self._acted_at = kept["acted_at"]
             self._last = Reading(**kept["last"]) if kept["last"] else None
+            strengthen = self._strengthener(model)
+            for event in self.events:
+                if event["action"] == "strengthen" and strengthen is not None:
+                    strengthen()  # a checkpoint of Trainer does not know of it
         self.events = [event for event in self.events if event["step"] <= step]
         for name, (steps, values) in self.curves.items():
             count = sum(each <= step for each in steps)

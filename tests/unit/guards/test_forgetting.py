@@ -215,6 +215,26 @@ def test_a_restart_goes_on_with_what_was_seen(tiny_llama, tiny_tokenizer, tmp_pa
     assert again.curves["probe_old_nats"][1] == pytest.approx(first.curves["probe_old_nats"][1], abs=1e-5)
 
 
+def test_a_restart_strengthens_as_often_as_before(tiny_llama, tiny_tokenizer, tmp_path):
+    settings = {"action": "strengthen", "max_increase": 1e-6, "baseline": {"law": 1e-3}, "max_actions": 9}
+    saved = {"save_strategy": "steps", "save_steps": 4}
+    calls: list[int] = []
+    twin = copy.deepcopy(tiny_llama)
+
+    def stronger():
+        calls.append(len(calls))
+        return {"penalty_factor": 2.0 ** len(calls)}
+
+    first = guard_of(strengthen=stronger, **settings)
+    trainer_of(lora(tiny_llama), tiny_tokenizer, tmp_path, callbacks=[first], **saved).train()
+    before = sum(event["action"] == "strengthen" and event["step"] <= 4 for event in first.events)
+    calls.clear()
+    again = guard_of(strengthen=stronger, **{**settings, "every_steps": 100})
+    trainer = trainer_of(lora(twin), tiny_tokenizer, tmp_path, callbacks=[again])
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert len(calls) == before > 0
+
+
 def test_its_figures_reach_tensorboard(tiny_llama, tiny_tokenizer, tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     guard = guard_of(max_increase=100.0)
