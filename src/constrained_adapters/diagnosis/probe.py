@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -186,8 +186,3 @@ class Probe:
         dots = [float((one[name] * other[name]).sum()) for name in one]
         norms = [math.sqrt(sum(float(g.square().sum()) for g in each.values())) for each in (one, other)]
         return math.fsum(dots) / max(norms[0] * norms[1], 1e-30)
-
-
-def first_examples(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
-    """A seeded sample of a side's examples."""
-    return sample_rows(examples, count, seed)
