@@ -89,7 +89,7 @@ def main() -> None:
 def read_options() -> Any:
     """The command line."""
     parser = argparse.ArgumentParser(description="Predicted risk against measured forgetting.")
-    parser.add_argument("--minutes", type=float, default=10.0, help="begin no further pair after that time")
+    parser.add_argument("--minutes", type=float, default=10.0, help="begin no further pair after it")
     parser.add_argument("--predict", action="store_true", help="diagnose the measured pairs and correlate")
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--steps", type=int, default=16, help="of 8 rows, for each domain")
@@ -200,14 +200,15 @@ def predict(options: Any) -> None:
     probe, sides = None, {}
     for pair in pairs:
         key = (pair["first"], pair["second"])
-        if key in there:
+        if key in there or time.monotonic() > begun + 60 * options.minutes:
             continue
         if probe is None:
             probe, sides = make_probe(options)
         record = {"first": key[0], "second": key[1], **asdict(probe.compare(sides[key[0]], sides[key[1]]))}
         append(path, record)
         print(f"{key[0]} → {key[1]}: {record} ({time.monotonic() - begun:.0f} s)", flush=True)
-    report(options, pairs, {(each["first"], each["second"]): each for each in read_pairs(path)})
+    signals = {(each["first"], each["second"]): each for each in read_pairs(path)}
+    report(options, [pair for pair in pairs if (pair["first"], pair["second"]) in signals], signals)
 
 
 def report(options: Any, pairs: list[Record], signals: dict[tuple[str, str], Record]) -> None:
