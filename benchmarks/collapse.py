@@ -35,8 +35,8 @@ from constrained_adapters.training.run import environment, run_config
 from constrained_adapters.workspace import Workspace
 
 ROOT = Path(__file__).parent
-RATES = {"healthy": 1e-3, "hot": 8e-3}
-ANSWER_TOKENS = 24
+RATES = {"hot": 8e-3, "healthy": 1e-3}
+ANSWER_TOKENS = 16
 LOOKS_ON = {
     "stage_ratios": None,
     "warmup_ratio": None,
@@ -62,8 +62,8 @@ def main() -> None:
         time.perf_counter = time.process_time  # neighbours on the machine do not count
     begun = time.monotonic()
     cells = []
-    for seed in options.seeds:
-        for run in options.runs:
+    for run in options.runs:
+        for seed in options.seeds:
             for switch in (False, True):
                 name = f"{run}-{seed}-{'with' if switch else 'without'}"
                 path = options.work / f"{name}.json"
@@ -87,7 +87,7 @@ def read_options() -> Any:
     parser.add_argument("--tokens", type=int, default=64, help="longest row")
     parser.add_argument("--items", type=int, default=60, help="held-out items that are scored")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs", nargs="+", choices=sorted(RATES), default=sorted(RATES))
+    parser.add_argument("--runs", nargs="+", choices=sorted(RATES), default=list(RATES))
     parser.add_argument("--minutes", type=float, default=600.0, help="begin no cell after so many")
     parser.add_argument("--clock", choices=["cpu", "wall"], default="cpu")
     parser.add_argument("--work", type=Path, default=Path("runs/collapse"))

@@ -63,7 +63,7 @@ class PreventCollapseConfig(Settings):
     """
 
     stage_ratios: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(
-        default=[0.1, 0.3, 1.0], min_length=1
+        default=[0.3, 1.0, 0.3, 0.1], min_length=1
     )
     warmup_ratio: Ratio | None = 0.3
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -24,9 +24,10 @@ from constrained_adapters.collapse_config import PreventCollapseConfig
 from constrained_adapters.errors import AdapterStateError, ConfigError
 from constrained_adapters.guards.answer_watch import AnswerWatch
 from constrained_adapters.guards.collapse_detector import Verdict
+from constrained_adapters.guards.collapse_events import event_line, new_event, report
 from constrained_adapters.guards.healthy_checkpoints import HealthyCheckpoints
 from constrained_adapters.guards.remedies import EmbeddingNoise, LowerRate, reordered
-from constrained_adapters.guards.restarting import find_trainer, restart_training
+from constrained_adapters.guards.restarting import find_trainer, restart_training, restore
 from constrained_adapters.models.dropout import TrainingDropout
 from constrained_adapters.setting_errors import config_error
 from constrained_adapters.workspace import atomic_write_json
@@ -168,11 +169,11 @@ class PreventCollapse(TrainerCallback):
         }
         self.events.append(event)
         if stops:
-            _restore(trainer, str(place))
+            restore(trainer, place)
             self._finish(step)
             self._tell(self.report())
             return None
-        self._tell(_line(event))
+        self._tell(event_line(event))
         self._apply(remedies, step, trainer)
         self._write_state()
         return place
@@ -299,10 +300,7 @@ class PreventCollapse(TrainerCallback):
 
     def report(self) -> str:
         """What happened, for people, a line an event."""
-        lines = [_line(event) for event in self.events]
-        if any(event["action"] == "stopped" for event in self.events):
-            lines.append("Try: a lower learning rate, more varied data, or fewer steps")
-        return "\n".join(["collapse guard:", *lines]) if lines else "collapse guard: nothing happened"
+        return report(self.events)
 
     def _act(
         self, verdict: Verdict, args: TrainingArguments, state: TrainerState, control: TrainerControl
@@ -316,7 +314,7 @@ class PreventCollapse(TrainerCallback):
             return
         last = self.watch.readings[-1]
         reason = verdict.reason(last, self.watch.start_reading(last.num_tokens))
-        event = _event(step, "suspected", reason, self.watch.numbers())
+        event = new_event(step, "suspected", reason, self.watch.numbers())
         if verdict.state == "suspect":
             self.events.append(event)
             return
@@ -361,7 +359,12 @@ class PreventCollapse(TrainerCallback):
             "time_ratio": clock.taken,
             "train_seconds": clock.train_seconds,
         }
-        self.events.append(_event(step, "finished", reason, numbers))
+        self.events.append(new_event(step, "finished", reason, numbers))
+        if number < 2:
+            self._tell(
+                f"the collapse guard has seen the start only: one more look would have taken over "
+                f"{self.config.time_share:.0%} of this short training; check_every_steps looks all the same"
+            )
 
     def _take_off(self) -> None:
         while self._hooks:
@@ -388,30 +391,5 @@ class PreventCollapse(TrainerCallback):
         return found
 
 
-def _event(step: int, action: str, reason: str, numbers: Mapping[str, float]) -> dict[str, Any]:
-    return {"step": step, "guard": "collapse", "action": action, "reason": reason, "numbers": dict(numbers)}
-
-
-def _line(event: Mapping[str, Any]) -> str:
-    """An event for people."""
-    to_step = event.get("to_step")
-    changed = ", ".join(name.replace("_", " ") for name in event.get("remedies", ())) or "nothing changed"
-    done = {
-        "suspected": "answers become alike",
-        "rolled_back": f"answers have collapsed; back to step {to_step} with {changed}",
-        "stopped": f"answers have collapsed again; training ends with the model of step {to_step}",
-        "finished": "the end",
-    }[event["action"]]
-    return f"step {event['step']}: {done} ({event['reason']})"
-
-
 def _warn(text: str) -> None:
     warnings.warn(text, stacklevel=3)
-
-
-def _restore(trainer: Any, place: str) -> None:
-    """Give a Trainer that has ended the model, optimizer, scheduler, random state and log of a checkpoint."""
-    trainer._load_from_checkpoint(place)
-    trainer._load_optimizer_and_scheduler(place)
-    trainer._load_rng_state(place)
-    trainer.state = TrainerState.load_from_json(str(Path(place) / "trainer_state.json"))

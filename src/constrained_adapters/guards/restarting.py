@@ -6,7 +6,7 @@ import inspect
 from pathlib import Path
 from typing import Any, Protocol
 
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from constrained_adapters.errors import ConfigError
 
@@ -62,6 +62,19 @@ def restart_training(trainer: Any, guard: Restarts) -> None:
             guard.release()
 
     trainer.train = restarting
+
+
+def restore(trainer: Any, place: Path) -> None:
+    """Give a Trainer that has ended the model, optimizer, scheduler, random state and log of a checkpoint.
+
+    Args:
+        trainer: Whose ``train`` has returned.
+        place: A whole checkpoint.
+    """
+    trainer._load_from_checkpoint(str(place))
+    trainer._load_optimizer_and_scheduler(str(place))
+    trainer._load_rng_state(str(place))
+    trainer.state = TrainerState.load_from_json(str(place / "trainer_state.json"))
 
 
 def find_trainer(callback: TrainerCallback) -> Any:

@@ -254,6 +254,13 @@ def test_a_trainer_that_stands_already_needs_the_line_instead(make_trainer):
         trainer.train()
 
 
+def test_a_training_too_short_for_a_look_says_so(make_trainer, told):
+    guard = PreventCollapse(time_share=1e-6, tell=told.append)
+    make_trainer(guard).train()
+    assert guard.events[-1]["numbers"]["checks"] == 1
+    assert "has seen the start only" in told[-1] and "check_every_steps" in told[-1]
+
+
 def test_one_guard_is_for_one_trainer(make_trainer):
     guard = PreventCollapse()
     make_trainer(guard)

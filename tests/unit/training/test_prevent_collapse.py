@@ -58,8 +58,8 @@ def test_the_line_puts_on_stages_warm_up_and_smoothing_and_keeps_the_number_of_s
     trainer.train()
     rates = [each["learning_rate"] for each in trainer.state.log_history if "loss" in each]
     assert len(rates) == 30  # 36 rows, 6 a step, 5 passes; the text takes the place of rows
-    assert rates[:9] == pytest.approx([1e-4 * step / 9 for step in range(9)])
-    assert (rates[9], rates[15], rates[25]) == pytest.approx((1e-4, 3e-4, 1e-3))
+    assert rates[:8] == pytest.approx([3e-4 * step / 9 for step in range(8)])
+    assert (rates[9], rates[15], rates[29]) == pytest.approx((1e-3, 3e-4, 1e-4))
     assert guard.events == []
 
 
@@ -159,7 +159,7 @@ def test_trls_trainer_takes_the_line(tiny_llama, tiny_tokenizer, tmp_path, gener
 def test_the_runs_own_settings_give_way_only_where_asked():
     settings = TrainingConfig(steps=9, schedule="cosine", warmup_ratio=0.1)
     staged = prevented_settings(settings, PreventCollapseConfig())
-    assert (staged.schedule, staged.stage_ratios, staged.warmup_ratio) == ("staged", [0.1, 0.3, 1.0], 0.3)
+    assert (staged.schedule, staged.stage_ratios, staged.warmup_ratio) == ("staged", [0.3, 1.0, 0.3, 0.1], 0.3)
     assert prevented_settings(settings, None) == settings
     own = PreventCollapseConfig(stage_ratios=None, warmup_ratio=None)
     assert prevented_settings(settings, own) == settings
@@ -180,7 +180,7 @@ def switch(tiny_run):
 def test_a_run_with_the_switch_records_curves_and_events(tiny_run, switch):
     record = tiny_run("crma", names=["law"], prevent_collapse=switch).methods[0].records[0]
     assert record.curves["self_bleu"].steps == [0, 2, 4]
-    assert record.curves["learning_rate"].values == pytest.approx([0.0, 5e-4, 3e-3, 1e-2])
+    assert record.curves["learning_rate"].values == pytest.approx([0.0, 5e-3, 3e-3, 1e-3])
     assert record.events[-1]["action"] == "finished"
     assert record.events[-1]["numbers"]["checks"] == 3
 
