@@ -159,7 +159,7 @@ def _own_names(folder: Path) -> list[str]:
     class Loader(yaml.SafeLoader):
         """Reads ``!function`` as its text: only names are looked for here."""
 
-    Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+    Loader.add_constructor("!function", lambda loader, node: str(node.value))
     names = []
     for path in sorted(folder.rglob("*.yaml")):
         try:

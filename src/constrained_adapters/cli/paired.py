@@ -35,8 +35,8 @@ def find_pairs(paths: Sequence[Path], method: str | None) -> list[tuple[Side, Si
     """
     found = [_sides(path, method, several=len(paths) > 1) for path in paths]
     if len(found) == 1:
-        first, *others = found[0].values()
-        return [(first, other) for other in others]
+        first, *rest = found[0].values()
+        return [(first, other) for other in rest]
     pairs = []
     for others in found[1:]:
         common = [name for name in found[0] if name in others]

@@ -30,7 +30,8 @@ Array = NDArray[np.float64]
 def draws(num_items: int, num_replicates: int = NUM_REPLICATES, seed: int = 0) -> Array:
     """Return how often each item is drawn in each replicate, shape (b, n); each row adds up to n."""
     rng = np.random.default_rng([seed, num_items])
-    return rng.multinomial(num_items, np.full(num_items, 1.0 / num_items), size=num_replicates).astype(float)
+    shares = np.full(num_items, 1.0 / num_items)
+    return rng.multinomial(num_items, shares, size=num_replicates).astype(np.float64)
 
 
 def resampled_means(items: ItemScores, metric: str, counts: Array) -> Array:
