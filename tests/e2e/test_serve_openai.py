@@ -246,7 +246,9 @@ def gauge(address, name):
 def test_figures_count_what_was_asked(address, client):
     ask(client, "law")
     assert gauge(address, "crma_new_tokens_total") == 8
+    assert all(chunk.choices for chunk in ask(client, "base", stream=True))
+    assert gauge(address, "crma_new_tokens_total") == 16  # of a stream too, whether or not it tells
     text = httpx2.get(f"{address}/metrics").text
     assert 'crma_answers_total{domain="law"} 1.0' in text
-    assert 'crma_requests_total{path="/v1/chat/completions",status="200"} 1.0' in text
+    assert 'crma_requests_total{path="/v1/chat/completions",status="200"} 2.0' in text
     assert gauge(address, "crma_kv_bytes") == 4 * 256 * 2 * 2 * 2 * 8 * 4

@@ -217,7 +217,8 @@ class _Front:
                     yield _event(first)
                     async for chunk in chunks:
                         self._count(chunk.get("usage"), facts)
-                        yield _event(chunk)
+                        if chunk["choices"] or body.wants_usage:
+                            yield _event(chunk)
                 except ConstrainedAdaptersError as error:
                     facts["error"] = error.what
                     yield _event(body_of(error)[1])

@@ -38,7 +38,7 @@ class Engine(Protocol):
         """The whole reply; a caller that is cancelled frees what the request held."""
 
     def stream(self, request: GenerationBody, choice: Choice) -> AsyncIterator[dict[str, Any]]:
-        """The chunks of a reply; closing the iterator frees what the request held."""
+        """The chunks of a reply, counts of tokens last; closing it frees what the request held."""
 
     async def load(self, name: str, folder: Path, *, replace: bool) -> None:
         """Serve the adapter in ``folder`` under ``name``; what runs keeps the version it began with."""

@@ -127,7 +127,7 @@ class LocalEngine:
         return writer.whole(answers, num_prompt_tokens)
 
     async def stream(self, request: GenerationBody, choice: Choice) -> AsyncIterator[dict[str, Any]]:
-        """The chunks of the reply.
+        """The chunks of the reply; the last one has the counts of tokens.
 
         Raises:
             ConstrainedAdaptersError: The request cannot be answered.
@@ -142,8 +142,7 @@ class LocalEngine:
                     yield chunk
         finally:
             await pieces.aclose()
-        if request.wants_usage:
-            yield writer.usage_chunk(num_prompt_tokens, sum(counts))
+        yield writer.usage_chunk(num_prompt_tokens, sum(counts))
 
     async def load(self, name: str, folder: Path, *, replace: bool) -> None:
         """Load an adapter between two steps.

@@ -68,7 +68,7 @@ class ReplyWriter:
             yield self._delta(index, {}, finish=piece.finish)
 
     def usage_chunk(self, num_prompt_tokens: int, num_new_tokens: int) -> dict[str, Any]:
-        """The last chunk, where usage was asked for."""
+        """The last chunk: counts of tokens alone."""
         return {**self._chunk([]), "usage": usage_of(num_prompt_tokens, num_new_tokens)}
 
     def _choice(self, index: int, answer: Collected) -> dict[str, Any]:

@@ -237,7 +237,8 @@ def _path(request: GenerationBody) -> str:
 
 def _body(request: GenerationBody, fields: Mapping[str, Any]) -> dict[str, Any]:
     assert isinstance(request, ChatRequest | CompletionRequest)
-    return {**request.model_dump(exclude_none=True, exclude={"adapters", "model"}), **fields}
+    body = {**request.model_dump(exclude_none=True, exclude={"adapters", "model"}), **fields}
+    return {**body, "stream_options": {"include_usage": True}} if request.stream else body
 
 
 def _overdue() -> OverdueError:
