@@ -21,12 +21,12 @@ from constrained_adapters.config import (
     EvaluationConfig,
     MethodConfig,
     RunConfig,
-    Settings,
     TrainingConfig,
     check_name,
 )
 from constrained_adapters.errors import ConfigError, UnknownNameError
 from constrained_adapters.recipes import check_methods, recipe_names
+from constrained_adapters.setting_base import Settings
 from constrained_adapters.setting_errors import Location, config_error
 from constrained_adapters.yaml_config import read_settings
 

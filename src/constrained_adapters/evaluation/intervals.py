@@ -49,7 +49,8 @@ def resampled_means(items: ItemScores, metric: str, counts: Array) -> Array:
     values = np.array([0.0 if value is None else value for value in found])
     mass = counts * (known * np.array(weights))
     total = mass.sum(1)
-    return np.divide(mass @ values, total, out=np.full(len(counts), np.nan), where=total > 0.0)
+    means: Array = np.divide(mass @ values, total, out=np.full(len(counts), np.nan), where=total > 0.0)
+    return means
 
 
 def percentile_interval(replicates: Array, level: float = LEVEL) -> Interval | None:

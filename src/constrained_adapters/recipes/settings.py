@@ -148,7 +148,7 @@ def _check_privacy(method: MethodConfig, recipe: Answers, config: RunConfig) -> 
         raise ConfigError(
             "a run that was stopped could not find its examples again: the weights that chose them are gone",
             got=f"methods: {method.name}: private = true, {recipe.name} with weights that are trained on",
-            expected="private: encrypted, replay_selection: reservoir or diverse, or adapters for the weights",
+            expected="private: encrypted, replay_selection: reservoir or diverse, or adapters in training",
         )
 
 
