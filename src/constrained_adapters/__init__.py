@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from constrained_adapters.assistant.simple import SimpleDomainAdapter
     from constrained_adapters.config import CRMAConfig, RunConfig
     from constrained_adapters.data.load import load_domain
     from constrained_adapters.guards.collapse import PreventCollapse
@@ -28,6 +29,7 @@ _HOMES = {
     "PreventCollapse": "guards.collapse",
     "RunConfig": "config",
     "RunResult": "results",
+    "SimpleDomainAdapter": "assistant.simple",
     "load_domain": "data.load",
     "load_results": "results",
     "prevent_collapse": "training.prevent_collapse",
@@ -44,6 +46,7 @@ __all__ = [
     "PreventCollapse",
     "RunConfig",
     "RunResult",
+    "SimpleDomainAdapter",
     "load_domain",
     "load_results",
     "prevent_collapse",

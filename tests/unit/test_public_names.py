@@ -14,6 +14,7 @@ PUBLIC_NAMES = [
     "PreventCollapse",
     "RunConfig",
     "RunResult",
+    "SimpleDomainAdapter",
     "load_domain",
     "load_results",
     "prevent_collapse",
