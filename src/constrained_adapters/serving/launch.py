@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -121,15 +122,22 @@ def check_memory(num_bytes: int, device: torch.device) -> None:
     Raises:
         ConfigError: They need more memory than is free.
     """
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    elif "SC_AVPHYS_PAGES" in os.sysconf_names:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    else:
-        return
-    if num_bytes > free:
+    free = free_bytes(device)
+    if free is not None and num_bytes > free:
         raise ConfigError(
             "there is not enough memory for the keys and values of all slots",
             got=f"{num_bytes / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free on {device}",
             hint="fewer --slots, or a smaller --context",
         )
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can still be had on a device; None where nobody says."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        facts = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return None
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", facts, re.MULTILINE)
+    return int(found[1]) * 1024 if found and device.type == "cpu" else None
