@@ -67,6 +67,11 @@ class Comparison:
         return any(cell.best for row in self.rows for cell in row.cells)
 
     @property
+    def has_intervals(self) -> bool:
+        """Whether any cell has an interval beside it."""
+        return any(cell.interval for row in self.rows for cell in row.cells)
+
+    @property
     def has_references(self) -> bool:
         """Whether any method is not ranked."""
         return any(row.reference and row.anchor for row in self.rows)

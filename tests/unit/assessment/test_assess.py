@@ -13,8 +13,10 @@ from constrained_adapters.assessment.of_run import GENERAL, assess_run
 from constrained_adapters.assessment.record import Assessment, load_assessment
 from constrained_adapters.assessment.scoring import Scoring
 from constrained_adapters.assessment.sets import read_set
+from constrained_adapters.config import DomainConfig
 from constrained_adapters.errors import ConfigError, DataError, UnknownNameError, WorkspaceError
 from constrained_adapters.evaluation.significance import paired_differences
+from constrained_adapters.training.run import run_config
 from constrained_adapters.workspace import Workspace
 
 from ..training.conftest import DOMAINS
@@ -149,3 +151,23 @@ def test_a_record_of_another_kind_is_told(tmp_path):
 def test_a_packaged_set_is_its_test_split():
     found = read_set("sums", "packaged:programming")
     assert len(found.examples) > 100 and found.kind == "given"
+
+
+def test_a_run_scores_superseded_facts_apart(tiny_run):
+    rows = [json.loads(line) for line in (tiny_run.folder / "law.jsonl").read_text("utf-8").splitlines()]
+    write_rows(
+        tiny_run.folder / "test.jsonl", [{**row, "superseded": i > 0} for i, row in enumerate(rows[:3])]
+    )
+    write_rows(tiny_run.folder / "train.jsonl", rows[3:])
+    config = tiny_run.config("lora", names=["law"])
+    parts = {part: str(tiny_run.folder / f"{part}.jsonl") for part in ("train", "test")}
+    config.domains = [DomainConfig(name="law", **parts)]
+    found = run_config(config).methods[0]
+    assert {"exact_match", "superseded_exact_match", "superseded_loss"} <= set(found.matrices)
+    assert found.items["law"].superseded == [False, True, True]
+    assert found.matrices["loss"][1][0] == pytest.approx(found.items["law"].loss[0], rel=1e-5)
+    assert 0.0 <= found.summary["superseded_kept"] <= 1.0
+    again = assess_run(Workspace(tiny_run.folder / "out" / "lora"), Asked(Scoring()), quiet)
+    assert again.matrices["superseded_loss"][1] == pytest.approx(
+        found.matrices["superseded_loss"][1], rel=1e-4
+    )
