@@ -25,7 +25,7 @@ from constrained_adapters.export.merged import merged_reader
 from .bases import KINDS, byte_tokenizer, character_tokenizer, save_base
 from .conftest import ENGINES, python_of
 
-pytestmark = pytest.mark.engines
+pytestmark = [pytest.mark.engines, pytest.mark.slow]
 
 PROMPTS = [list(range(5, 25)), [40, 7, 7, 99, 250, 3]]
 WEIGHTS = {"law": 0.7, "medicine": -0.4}
