@@ -6,7 +6,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -46,6 +46,7 @@ class _Standing:
     rows_done: int = 0
     noise: bool = False
     last_kept: int = 0
+    saved: list[int] = field(default_factory=list)
 
 
 @final
@@ -153,11 +154,12 @@ class PreventCollapse(TrainerCallback):
         alarm, self._alarm = self._alarm, None
         assert self.watch is not None
         standing = self._standing
-        # A second alarm from the same checkpoint casts doubt on it: an older one, where there is one.
+        # A further alarm casts doubt on the newest: the older one, where there are two.
         step, place = self._places.newest(before=standing.last_kept if standing.alarms > 1 else None)
         remedies = self.config.remedies[: standing.alarms]
         stops = standing.alarms > len(self.config.remedies)
-        removed = self._places.drop_after(step)
+        removed = self._places.drop_after(step, standing.saved)
+        standing.saved = [each for each in standing.saved if each <= step]
         self.watch.go_back(step)
         standing.last_kept = step
         event = {
@@ -278,6 +280,7 @@ class PreventCollapse(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Keep what Trainer has written of a healthy moment."""
+        self._standing.saved.append(state.global_step)
         if not self._saving or self.watch is None or self._places is None:
             return
         begun = time.perf_counter()

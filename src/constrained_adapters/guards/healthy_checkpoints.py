@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
@@ -106,10 +107,14 @@ class HealthyCheckpoints:
             hint="leave the folder alone while training runs",
         )
 
-    def drop_after(self, step: int) -> list[str]:
+    def drop_after(self, step: int, saved: Sequence[int]) -> list[str]:
         """Remove checkpoints, kept or Trainer's own, of more steps: they hold the collapsed model.
 
         Trainer would write them anew, and a run that was killed would otherwise go on from them.
+
+        Args:
+            step: Of the checkpoint that is gone back to.
+            saved: Steps at which Trainer has saved in this training; others are none of ours.
 
         Returns:
             Names of what was removed.
@@ -118,7 +123,8 @@ class HealthyCheckpoints:
         for folder in (self.folder, self._output):
             for path in sorted(folder.glob(f"{_PREFIX}*")):
                 number = path.name.removeprefix(_PREFIX)
-                if number.isdigit() and int(number) > step:
+                own = folder == self.folder or (number.isdigit() and int(number) in saved)
+                if own and number.isdigit() and int(number) > step:
                     shutil.rmtree(path, ignore_errors=True)
                     removed.append(str(path.relative_to(self._output)))
         return removed

@@ -199,9 +199,12 @@ def test_rotation_leaves_the_healthy_checkpoints_alone(make_trainer, make_guard,
 
 def test_checkpoints_of_the_collapsed_model_are_removed(make_trainer, make_guard, script, tmp_path):
     script(["healthy", "collapsed", "healthy"])
+    earlier = tmp_path / "out" / "checkpoint-99"  # of another training in the same folder
+    earlier.mkdir(parents=True)
     guard = make_guard()
     make_trainer(guard, save_strategy="steps", save_steps=3).train()
     assert guard.events[0]["removed"] == ["checkpoint-6", "checkpoint-9"]
+    assert earlier.is_dir()
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(make_trainer, make_guard, script, tmp_path):
