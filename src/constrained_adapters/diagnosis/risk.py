@@ -1,8 +1,8 @@
 """From signals to a level of risk, with the reason for each. Imports no torch.
 
 What decides is what the model itself shows: in the trial the old loss rises, or facts stand against facts.
-How far the texts are apart is told, and decides only where there is no trial: over the thirty ordered pairs
-of the packaged domains it says next to nothing about what is forgotten (docs/guide/diagnose.md).
+How far the texts are apart is told, and decides only where there is no trial: over ordered pairs of the
+packaged domains it says next to nothing about what is forgotten (docs/guide/diagnose.md).
 """
 
 from __future__ import annotations
