@@ -17,6 +17,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "subjects_zh.py"
 SUBJECTS = ["数学", "历史", "成语"]
 
 
+@pytest.mark.timeout(900)
 def test_on_a_tiny_base(tmp_path, monkeypatch, capsys, tiny_llama, tiny_tokenizer):
     tiny_llama.save_pretrained(tmp_path / "base")
     tiny_tokenizer.save_pretrained(tmp_path / "base")

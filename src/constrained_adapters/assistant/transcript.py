@@ -28,19 +28,18 @@ def write_transcript(turns: Sequence[Turn], file: Path, *, title: str) -> Path:
     for turn in turns:
         cut = "" if turn.whole else " …"
         parts.append(f"\n**You:** {turn.question}\n\n**{turn.choice}:** {turn.answer}{cut}\n")
-    number = 1
-    while True:
-        target = file if number == 1 else file.with_stem(f"{file.stem}-{number}")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("x", encoding="utf-8") as opened:
-                opened.write("".join(parts))
-            return target
-        except FileExistsError:
+    number, target = 1, file
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        while target.exists():
             number += 1
-        except OSError as error:
-            raise WorkspaceError(
-                "the transcript cannot be written",
-                got=f"{target}: {error.strerror or error}",
-                hint="--transcript FILE in a folder that can be written",
-            ) from None
+            target = file.with_stem(f"{file.stem}-{number}")
+        with target.open("x", encoding="utf-8") as opened:
+            opened.write("".join(parts))
+    except OSError as error:
+        raise WorkspaceError(
+            "the transcript cannot be written",
+            got=f"{target}: {error.strerror or error}",
+            hint="--transcript FILE in a folder that can be written",
+        ) from None
+    return target
