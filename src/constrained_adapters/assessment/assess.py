@@ -156,6 +156,7 @@ def set_scores(models: ByModel, groups: Mapping[str, tuple[Group, list[str]]]) -
             SetScores(
                 name=name,
                 group=group,
+                parts=parts,
                 num_items=len(items[BASE].keys),
                 scores={model: estimates(each) for model, each in items.items()},
             )

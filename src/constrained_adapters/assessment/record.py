@@ -35,6 +35,8 @@ class SetScores(_Record):
 
     name: str
     group: Group
+    parts: list[str]
+    """The sets whose items it joins; itself where it is no more than one."""
     num_items: int
     scores: dict[str, dict[str, Estimate]]
     """By model and metric; ``superseded_`` metrics are of facts that are meant to be forgotten."""

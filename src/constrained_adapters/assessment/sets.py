@@ -72,7 +72,7 @@ def read_set(name: str, source: str) -> EvaluationSet:
     records = splits.get("all") or splits.get("test") or splits.get("validation") or []
     columns = detect_columns(
         [record for split in splits.values() for record in split],
-        DomainConfig.model_construct(name=name, data=source),
+        DomainConfig.model_construct(name=name, data=source),  # unchecked: a set may have any name
     )
     examples, _ = drop_duplicates(make_examples(records, columns))
     return EvaluationSet(name, tuple(examples), source)

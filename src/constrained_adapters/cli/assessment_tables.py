@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from constrained_adapters.assessment.record import Assessment, Estimate, SetScores
-from constrained_adapters.errors import DataError
 from constrained_adapters.evaluation.intervals import Interval
+from constrained_adapters.evaluation.items import joined
 from constrained_adapters.evaluation.significance import Difference, paired_differences
 from constrained_adapters.report.numbers import MISSING, decimal, ratio
 
@@ -109,14 +109,12 @@ def _sets_table(found: Assessment) -> Table:
 
 
 def _p_values(found: Assessment, each: SetScores) -> Mapping[str, str]:
-    """Of the second model against the first on one set; joined sets have theirs in ``crma compare``."""
-    sides = [found.items.get(model, {}).get(each.name) for model in found.models[:2]]
-    if len(sides) < 2 or sides[0] is None or sides[1] is None:
+    """Of the second model against the first on one set, its items weighed alike."""
+    known = [found.items.get(model, {}) for model in found.models[:2]]
+    if len(known) < 2 or any(part not in items for items in known for part in each.parts):
         return {}
-    try:
-        differences = paired_differences({each.name: sides[1]}, {each.name: sides[0]})
-    except DataError:
-        return {}
+    before, after = ({each.name: joined({part: items[part] for part in each.parts})} for items in known)
+    differences = paired_differences(after, before)
     return {difference.metric: f"{difference.p_value:.3g}" for difference in differences}
 
 

@@ -26,8 +26,8 @@ def find_pairs(paths: Sequence[Path], method: str | None) -> list[tuple[Side, Si
     """Return what is compared.
 
     One run: the method that its report speaks about against each other one. One record of ``crma eval``: what
-    was adapted against the base. Several of either: methods of one name in the first and each other, or,
-    where there are none, what each report speaks about.
+    was adapted against the base, text of no domain left out. Several of either: methods of one name in the
+    first and each other, or, where there are none, what each report speaks about.
 
     Raises:
         WorkspaceError: A path holds neither results nor a record.
@@ -57,9 +57,15 @@ def _sides(path: Path, method: str | None, *, several: bool) -> dict[str, Side]:
     """By name, the one that is spoken about first."""
     if _is_assessment(path):
         record = load_assessment(path)
+        text_of_none = {each.name for each in record.sets if each.group == "general"}
         final, *rest = reversed(record.models)
-        names = [final] if several else [final, *rest]
-        return {name: Side(f"{path.stem}: {name}" if several else name, record.items[name]) for name in names}
+        return {
+            name: Side(
+                f"{path.stem}: {name}" if several else name,
+                {part: items for part, items in record.items[name].items() if part not in text_of_none},
+            )
+            for name in ([final] if several else [final, *rest])
+        }
     result, folder = load_run(path)
     methods = {each.name: each for each in result.methods}
     if method is not None and method not in methods:

@@ -77,7 +77,9 @@ def paired_differences(first: Sets, second: Sets, *, seed: int = 0) -> list[Diff
             got="a record without them, as older versions wrote it",
             hint="score the run again: crma eval --run DIR",
         )
-    second = {name: _aligned(name, items, second) for name, items in first.items()}
+    for name in set(first) ^ set(second):
+        raise _other_items(name, first.get(name), second.get(name))
+    second = {name: _aligned(name, items, second[name]) for name, items in first.items()}
     counts = {name: draws(len(items.keys), seed=seed) for name, items in first.items()}
     found = [_difference(metric, first, second, counts) for metric in METRICS]
     return [difference for difference in found if difference is not None]
@@ -123,16 +125,20 @@ def randomisation_p(contributions: Array, seed: int = 0) -> float:
     return float((as_far.sum() + extra) / (len(signs) + extra))
 
 
-def _aligned(name: str, items: ItemScores, others: Sets) -> ItemScores:
-    other = others.get(name)
-    if other is None or set(other.keys) != set(items.keys):
-        shared = len(set(items.keys) & set(other.keys)) if other else 0
-        raise DataError(
-            "the two runs were not scored on the same items",
-            got=f"{name}: {len(items.keys)} and {len(other.keys) if other else 0} items, {shared} shared",
-            expected="the same items in both",
-            hint="score both on one file: crma eval --run DIR --data NAME=FILE",
-        )
+def _other_items(name: str, items: ItemScores | None, other: ItemScores | None) -> DataError:
+    keys = [each.keys if each else [] for each in (items, other)]
+    shared = len(set(keys[0]) & set(keys[1]))
+    return DataError(
+        "the two runs were not scored on the same items",
+        got=f"{name}: {len(keys[0])} and {len(keys[1])} items, {shared} shared",
+        expected="the same sets and items in both",
+        hint="score both on one file: crma eval --run DIR --data NAME=FILE",
+    )
+
+
+def _aligned(name: str, items: ItemScores, other: ItemScores) -> ItemScores:
+    if set(other.keys) != set(items.keys):
+        raise _other_items(name, items, other)
     place = {key: at for at, key in enumerate(other.keys)}
     order = [place[key] for key in items.keys]
     columns = {field: getattr(other, field) for field in ItemScores.model_fields}

@@ -126,6 +126,7 @@ def test_tasks_stand_beside_one_another(capsys):
             SetScores(
                 name="law",
                 group="given",
+                parts=["law"],
                 num_items=3,
                 scores={m: {"loss": Estimate(value=1.0, low=0.5, high=2.0)} for m in ("base", "adapted")},
             )

@@ -86,6 +86,8 @@ def test_other_items_are_refused():
     assert "1 shared" in str(caught.value)
     with pytest.raises(DataError, match="not scored on the same items"):
         paired_differences({"law": items_of([1.0])}, {"tax": items_of([1.0])})
+    with pytest.raises(DataError, match="tax: 0 and 1 items"):
+        paired_differences({"law": items_of([1.0])}, {"law": items_of([1.0]), "tax": items_of([1.0])})
     with pytest.raises(DataError, match="no scores of single items"):
         paired_differences({}, {"law": items_of([1.0])})
 
