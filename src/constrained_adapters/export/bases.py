@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from constrained_adapters.adapters.files import CONFIG_FILE, read_adapter_config, read_facts
 from constrained_adapters.config import BaseConfig
 from constrained_adapters.errors import ModelError, UsageError
 from constrained_adapters.export.lora import HUB_NAMES
+from constrained_adapters.export.plain import Pairs
 from constrained_adapters.export.sources import Source
 from constrained_adapters.models.embedded import EMBEDDED_NAME
 from constrained_adapters.models.load import LoadedBase, load_base
@@ -99,6 +102,29 @@ def open_base(base: BaseName, device: str = "auto") -> LoadedBase:
             )
     # Adapters of a quantised base are held against the weights that it was quantised from.
     return loaded if base.quantization is None else replace(loaded, fingerprint=base.fingerprint or "")
+
+
+def check_fits(pairs: Pairs, model: Any, folder: Path) -> None:
+    """Refuse an adapter whose layers the base does not have, or has in another shape.
+
+    Args:
+        pairs: Of the adapter.
+        model: The base without adapters.
+        folder: Of the adapter, for the message.
+
+    Raises:
+        ModelError: It belongs to another base.
+    """
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    for module, (a, b) in pairs.items():
+        found, wanted = shapes.get(f"{module}.weight"), (b.shape[0], a.shape[1])
+        if found is None or sorted(found) != sorted(wanted):  # GPT-2 keeps them the other way round
+            there = "no such layer" if found is None else f"a layer of shape {list(found)}"
+            raise ModelError(
+                "this adapter belongs to another base",
+                got=f"{module}: ΔW of shape {list(wanted)}, the base has {there} ({folder})",
+                hint="--base NAME, the base that it was trained on",
+            )
 
 
 def _loadable(name: str) -> str:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from constrained_adapters.adapters.files import read_facts
 from constrained_adapters.config import CRMAConfig
-from constrained_adapters.errors import AdapterStateError, ModelError, WorkspaceError
-from constrained_adapters.export.bases import BaseName
+from constrained_adapters.errors import AdapterStateError, WorkspaceError
+from constrained_adapters.export.bases import BaseName, check_fits
 from constrained_adapters.export.folder import refuse_existing, write_record
 from constrained_adapters.export.lora import Mix, make_mix, mix_record, write_mix
 from constrained_adapters.model import CRMAModel
@@ -87,7 +87,7 @@ def import_adapter(
     """
     mix = make_mix({folder: 1.0})
     check_base(read_facts(folder).get("base_fingerprint"), base.fingerprint, where=str(folder))
-    _check_layers(mix, base.model, folder)
+    check_fits(mix.pairs, base.model, folder)
     home = target if isinstance(target, Path) else _free_home(target, domain, base.fingerprint)
     if isinstance(target, Path):
         refuse_existing(target, force=force)
@@ -145,20 +145,6 @@ def _written_rows(model: CRMAModel, tokenizer: Any, count: int, seed: int) -> li
         (torch.tensor(row.input_ids, dtype=torch.int32), torch.tensor(row.labels, dtype=torch.int32))
         for row in rows
     ]
-
-
-def _check_layers(mix: Mix, model: Any, folder: Path) -> None:
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    for module, (a, b) in mix.pairs.items():
-        found = shapes.get(f"{module}.weight")
-        wanted = (b.shape[0], a.shape[1])
-        if found is None or sorted(found) != sorted(wanted):
-            there = "no such layer" if found is None else f"a layer of shape {list(found)}"
-            raise ModelError(
-                "this adapter belongs to another base",
-                got=f"{module}: ΔW of shape {list(wanted)}, the base has {there} ({folder})",
-                hint="--base NAME, the base that it was trained on",
-            )
 
 
 def _free_home(workspace: Workspace, domain: str, fingerprint: str) -> Path:

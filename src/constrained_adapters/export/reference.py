@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM
 from constrained_adapters.adapters.files import read_facts
 from constrained_adapters.config import CRMAConfig
 from constrained_adapters.errors import ModelError
+from constrained_adapters.export.bases import check_fits
 from constrained_adapters.export.check import Answers, Comparison, answer, coarsest, compare, prompt_ids
+from constrained_adapters.export.plain import read_plain_lora
 from constrained_adapters.export.quantised import Rounding
 from constrained_adapters.export.sources import Source
 from constrained_adapters.model import CRMAModel
@@ -67,6 +69,8 @@ def make_reference(
     plain = answer(base.model, prompts, texts=base_texts)
     found = {}
     for source in sources:
+        for folder in source.adapters:
+            check_fits(read_plain_lora(folder).pairs, base.model, folder)
         with warnings.catch_warnings():  # what its strength would do to later domains is of no interest here
             warnings.simplefilter("ignore", UserWarning)
             settings = read_facts(next(iter(source.adapters))).get("config", {})

@@ -10,7 +10,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from constrained_adapters.errors import ConfigError, ModelError, UnknownNameError, UsageError, WorkspaceError
 from constrained_adapters.export import checked
@@ -150,9 +150,7 @@ def test_verify_tells_which_engines_take_a_folder(save_lora, workspace, sources,
         verify_form(tmp_path)
 
 
-def test_verify_on_the_base_alone_finds_another_base(
-    workspace, sources, base, tmp_path, tiny_tokenizer, tiny_llama
-):
+def test_verify_on_the_base_alone_finds_another_base(workspace, tmp_path, tiny_tokenizer, tiny_llama):
     folder = workspace.adapter("law")
     assert verify_against(folder, None).comparison.relative < 1e-5
     with torch.no_grad():
@@ -161,6 +159,12 @@ def test_verify_on_the_base_alone_finds_another_base(
     tiny_tokenizer.save_pretrained(tmp_path / "other")
     with pytest.raises(ModelError, match="not the base that the adapters were trained on"):
         verify_against(folder, None, base_name=str(tmp_path / "other"))
+    (folder / "crma.json").unlink()  # a foreign adapter: only its shapes tell
+    small = LlamaForCausalLM(LlamaConfig(**{**tiny_llama.config.to_dict(), "num_hidden_layers": 1}))
+    small.save_pretrained(tmp_path / "small")
+    tiny_tokenizer.save_pretrained(tmp_path / "small")
+    with pytest.raises(ModelError, match=r"layers\.1\.self_attn\.\w+: ΔW of shape .* no such layer"):
+        verify_against(folder, None, base_name=str(tmp_path / "small"))
 
 
 def test_a_model_that_is_not_whole_is_told(workspace, sources, base, tmp_path):
