@@ -125,6 +125,7 @@ def test_what_cannot_be_served_says_why(run_folder, crma):
         (["--context", "100000"], "at most 512"),
         (["--slots", "10000000"], "not enough memory"),
         (["--upstream", "localhost:1"], "an address such as"),
+        (["--upstream", "http://localhost:1", "--engine", "vllm"], "two engines"),
         (["--method", "ewc"], "no method named"),
         (["--run", "nowhere"], "no run here"),
     ):

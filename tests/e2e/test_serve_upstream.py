@@ -15,6 +15,7 @@ from tests.unit.serving.conftest import with_adapters
 from constrained_adapters.serving.settings import ServeSettings
 from constrained_adapters.serving.upstream import UpstreamEngine
 
+KEY = {"Authorization": "Bearer upstream"}
 SETTINGS = ServeSettings(slots=4, queue=4, context_tokens=256)
 
 
@@ -48,14 +49,16 @@ def before(address, domains, **more):
 @pytest.fixture
 def engine_address(model, tiny_tokenizer):
     """The engine: it knows no domain until it is told to load one."""
-    settings = ServeSettings(slots=4, context_tokens=256, adapter_root=Path(tempfile.gettempdir()))
+    settings = ServeSettings(
+        slots=4, context_tokens=256, adapter_root=Path(tempfile.gettempdir()), api_keys=("upstream",)
+    )
     with serving(tiny_engine(model, tiny_tokenizer, settings), settings) as address:
         yield address
 
 
 @pytest.fixture
 def client(engine_address, folders):
-    engine = before(engine_address, folders, base_model="base", route=by_first_word)
+    engine = before(engine_address, folders, base_model="base", key="upstream", route=by_first_word)
     with (
         serving(engine, SETTINGS) as address,
         openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client,
@@ -95,7 +98,7 @@ def test_a_mix_is_loaded_once_and_the_oldest_go(client, engine_address):
     loaded._capacity = 2
     for weight in (0.1, 0.2, 0.3, 0.3):
         ask(client, "base", extra_body={"adapters": {"law": weight}})
-    there = [each["id"] for each in httpx2.get(f"{engine_address}/v1/models").json()["data"]]
+    there = [each["id"] for each in httpx2.get(f"{engine_address}/v1/models", headers=KEY).json()["data"]]
     assert len([name for name in there if name.startswith("crma-")]) == 2
     assert len(loaded._loaded) == 2
     assert len(list(loaded._exports.iterdir())) == 2

@@ -24,6 +24,9 @@ def serve(
     upstream_model: Annotated[
         str | None, typer.Option(metavar="NAME", help="The base's name there; left out: its first model.")
     ] = None,
+    upstream_key: Annotated[
+        str | None, typer.Option(metavar="KEY", envvar="CRMA_UPSTREAM_KEY", help="Its API key.")
+    ] = None,
     slots: Annotated[int, typer.Option(min=1, help="Answers that are written at the same time.")] = 16,
     context: Annotated[
         int | None, typer.Option(min=2, metavar="TOKENS", help="Prompt and answer; at most the model's.")
@@ -75,5 +78,5 @@ def serve(
         adapter_root=adapter_root,
         log_prompts=log_prompts,
     )
-    options = ServeOptions(host, port, engine, upstream, upstream_model)
+    options = ServeOptions(host, port, engine, upstream, upstream_model, upstream_key)
     launch(workspace, options, settings, say=lambda line: typer.echo(line, err=True))

@@ -38,6 +38,7 @@ class ServeOptions:
         engine: ``local``, ``vllm`` or ``auto``.
         upstream: Address of a server that runs already; it computes then.
         upstream_model: Name of the base there; None takes its first model.
+        upstream_key: API key that it asks for.
     """
 
     host: str = "127.0.0.1"
@@ -45,6 +46,7 @@ class ServeOptions:
     engine: str = "local"
     upstream: str | None = None
     upstream_model: str | None = None
+    upstream_key: str | None = None
 
 
 def launch(workspace: Workspace, options: ServeOptions, settings: ServeSettings, *, say: Say) -> None:
@@ -58,11 +60,18 @@ def launch(workspace: Workspace, options: ServeOptions, settings: ServeSettings,
 
     Raises:
         UnknownNameError: There is no such engine.
+        ConfigError: Two are asked for.
         UsageError: The address is taken.
         ConstrainedAdaptersError: The run cannot be opened, or the engine does not start.
     """
     if options.engine not in ENGINES:
         raise UnknownNameError.of("engine", options.engine, ENGINES, where="--engine")
+    if options.upstream is not None and options.engine != "local":
+        raise ConfigError(
+            "two engines are asked for",
+            got=f"--engine {options.engine} and --upstream {options.upstream}",
+            expected="one of them",
+        )
     with listen(options.host, options.port) as taken:
         log_to_stderr()
         engine, base_name = make_engine(workspace, options, settings, say)
@@ -87,7 +96,14 @@ def make_engine(
     """
     if options.upstream is not None:
         say(f"engine: {options.upstream}")
-        return upstream_engine(workspace, options.upstream, options.upstream_model, settings, say)
+        return upstream_engine(
+            workspace,
+            options.upstream,
+            settings,
+            say,
+            base_model=options.upstream_model,
+            key=options.upstream_key,
+        )
     wanted = options.engine
     if wanted == "auto":
         wanted, reason = faster_engine()

@@ -42,6 +42,7 @@ class UpstreamEngine:
         domains: The adapters' folders, with their weights, that answer for each domain.
         settings: ``slots`` and ``queue`` together bound the requests that are under way.
         base_model: The base's name there; None takes its first model.
+        key: Its API key.
         route: The router; None: ``auto`` is not served.
         tokenizer: Of the base, for the router.
         name: What the engine is called.
@@ -55,12 +56,14 @@ class UpstreamEngine:
         settings: ServeSettings,
         *,
         base_model: str | None = None,
+        key: str | None = None,
         route: Route | None = None,
         tokenizer: Any = None,
         name: str = "upstream",
     ) -> None:
         self.name, self.settings = name, settings
         self._begin, self._end, self._base_model = begin, end, base_model
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._route, self._tokenizer = route, tokenizer
         self._route_lock = asyncio.Lock()
         self._registry = ModelRegistry()
@@ -83,7 +86,9 @@ class UpstreamEngine:
         limits = httpx2.Limits(max_connections=None)
         timeout = httpx2.Timeout(self.settings.timeout_seconds, connect=10.0)
         # The engine is named by its address alone: no proxy of the environment has a part in it.
-        self._client = httpx2.AsyncClient(base_url=address, limits=limits, timeout=timeout, trust_env=False)
+        self._client = httpx2.AsyncClient(
+            base_url=address, headers=self._headers, limits=limits, timeout=timeout, trust_env=False
+        )
         self._exports = tempfile.TemporaryDirectory(prefix="crma-exports-", ignore_cleanup_errors=True)
         try:
             exports = Path(self._exports.name)

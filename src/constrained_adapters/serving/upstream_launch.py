@@ -28,7 +28,13 @@ Say = Callable[[str], None]
 
 
 def upstream_engine(
-    workspace: Workspace, address: str, base_model: str | None, settings: ServeSettings, say: Say
+    workspace: Workspace,
+    address: str,
+    settings: ServeSettings,
+    say: Say,
+    *,
+    base_model: str | None = None,
+    key: str | None = None,
 ) -> tuple[UpstreamEngine, str]:
     """The engine at ``address``, and the base's name.
 
@@ -52,7 +58,14 @@ def upstream_engine(
     domains, name = _domains(workspace), _base_name(workspace)
     route, tokenizer = _router(workspace, say)
     engine = UpstreamEngine(
-        begin, end, domains, settings, base_model=base_model, route=route, tokenizer=tokenizer
+        begin,
+        end,
+        domains,
+        settings,
+        base_model=base_model,
+        key=key,
+        route=route,
+        tokenizer=tokenizer,
     )
     return engine, name
 
