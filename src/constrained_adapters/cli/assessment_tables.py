@@ -80,7 +80,7 @@ def print_differences(
             _text(each.metric, each.first),
             _text(each.metric, each.second),
             _with_interval(each.metric, each.difference, each.interval, signed=True),
-            f"{each.p_value:.3g}",
+            _p(each.p_value),
             str(each.num_items),
             wins,
         )
@@ -115,7 +115,7 @@ def _p_values(found: Assessment, each: SetScores) -> Mapping[str, str]:
         return {}
     before, after = ({each.name: joined({part: items[part] for part in each.parts})} for items in known)
     differences = paired_differences(after, before)
-    return {difference.metric: f"{difference.p_value:.3g}" for difference in differences}
+    return {difference.metric: _p(difference.p_value) for difference in differences}
 
 
 def _table(headings: Sequence[str]) -> Table:
@@ -141,6 +141,10 @@ def _text(metric: str, value: float | None) -> str:
 
 def _number(value: float | None, share: bool) -> str:
     return ratio(value) if share else decimal(value, 2)
+
+
+def _p(value: float) -> str:
+    return "<.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _estimate(metric: str, estimate: Estimate | None) -> str:
