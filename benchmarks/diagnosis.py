@@ -208,11 +208,13 @@ def predict(options: Any) -> None:
         append(path, record)
         print(f"{key[0]} → {key[1]}: {record} ({time.monotonic() - begun:.0f} s)", flush=True)
     signals = {(each["first"], each["second"]): each for each in read_pairs(path)}
-    report(options, [pair for pair in pairs if (pair["first"], pair["second"]) in signals], signals)
+    report(options, pairs, signals)
 
 
 def report(options: Any, pairs: list[Record], signals: dict[tuple[str, str], Record]) -> None:
     """Correlations of each signal with what was forgotten, and of the level that it is turned into."""
+    rest = [pair for pair in pairs if (pair["first"], pair["second"]) not in signals]
+    pairs = [pair for pair in pairs if pair not in rest]
     for pair in pairs:
         found = Signals(**{name: signals[pair["first"], pair["second"]][name] for name in SIGNALS})
         for trial, record in ((True, found), (False, replace(found, trial_after_nats=None))):
@@ -252,6 +254,7 @@ def report(options: Any, pairs: list[Record], signals: dict[tuple[str, str], Rec
             name: {"pairs": len(levels[name]), "mean": mean} for name, mean in means.items()
         },
         "pairs": [{key: pair[key] for key in SHOWN} for pair in pairs],
+        "measured_but_not_diagnosed_yet": rest,
     }
     path = options.results / f"diagnosis-{datetime.now(UTC):%Y-%m-%d}.json"
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
