@@ -83,8 +83,9 @@ def test_base_adapter_weights_per_request_and_merged(made, ask, tmp_path, kind):
     checkpoint, config = Checkpoint(folder), AutoConfig.from_pretrained(folder)
     files = {}
     for name, adapter in adapters.items():
-        files[name] = str(tmp_path / f"{name}.gguf")
-        write_gguf_lora(make_mix({adapter: 1.0}), config, files[name], "f32", name=name, record={})
+        file = tmp_path / f"{name}.gguf"
+        write_gguf_lora(make_mix({adapter: 1.0}), config, file, "f32", name=name, record={})
+        files[name] = str(file)
     write_gguf(checkpoint, tmp_path / "base.gguf", "f32", name="base")
     task = {"model": str(tmp_path / "base.gguf"), "adapters": files, "prompts": PROMPTS, "max_tokens": 6}
     asked = [{}, {"law": 1.0}, WEIGHTS]
@@ -174,12 +175,18 @@ def test_our_base_has_the_tensors_of_its_own_converter(made, tmp_path, kind):
     assert_same_tensors(ours, theirs)
 
 
-def assert_same_tensors(ours, theirs):
+# Names, and what converter.py answers for llama.cpp.
+UNLIKE = {"general.name", "GGUF.kv_count", "tokenizer.ggml.pre", RECORD_KEY}
+
+
+def assert_same_tensors(ours, their_file):
     fields, tensors = content(ours)
-    their_fields, their_tensors = content(theirs)
+    their_fields, their_tensors = content(their_file)
     assert tensors.keys() == their_tensors.keys()
     for name, (kind, data) in tensors.items():
         assert kind == their_tensors[name][0], name
-        assert np.array_equal(data, their_tensors[name][1]), name
-    for key in fields.keys() & their_fields.keys() - {"general.name", "GGUF.kv_count", RECORD_KEY}:
+        theirs = their_tensors[name][1]
+        # Gemma 3's converter leaves out embeddings of no token; ours marks these tokens as unused.
+        assert np.array_equal(data[: len(theirs)] if name == "token_embd.weight" else data, theirs), name
+    for key in fields.keys() & their_fields.keys() - UNLIKE:
         assert fields[key] == their_fields[key], key
