@@ -52,7 +52,7 @@ class VllmProcess:
                 hint=f"install it in an environment of its own; {COMMAND_VARIABLE}=/path/to/its/bin/vllm",
             )
         self._arguments = [
-            command, "serve", model, "--host", "127.0.0.1", "--served-model-name", "base",
+            *_serve_command(command, model), "--host", "127.0.0.1", "--served-model-name", "base",
             "--enable-lora", "--max-lora-rank", str(max_rank), "--max-loras", str(min(settings.slots, 16)),
             "--max-cpu-loras", "64", "--max-model-len", str(context_tokens),
             "--max-num-seqs", str(settings.slots),
@@ -95,11 +95,15 @@ class VllmProcess:
                 except httpx2.HTTPError:
                     pass
                 await asyncio.sleep(0.5)
-        await self.stop()
+        await self._end()
         raise self._failed(f"no answer in {START_SECONDS:.0f} seconds")
 
     async def stop(self) -> None:
-        """End it."""
+        """End it, and drop its log; the log of one that failed stays."""
+        await self._end()
+        shutil.rmtree(self._log.parent, ignore_errors=True)
+
+    async def _end(self) -> None:
         process, self._process = self._process, None
         if process is None or process.poll() is not None:
             return
@@ -119,3 +123,15 @@ class VllmProcess:
             got=f"{why}: {errors[-1].strip()[:300] if errors else ''}",
             hint=f"see {self._log}",
         )
+
+
+def _serve_command(command: str, model: str) -> list[str]:
+    """How this vLLM is started: by its module where the command would fail.
+
+    The command asks for the version of a package ``vllm``; CPU builds are installed under another name.
+    """
+    python = Path(command).resolve().with_name("python")
+    asked = "import importlib.metadata as known; known.version('vllm')"
+    if python.exists() and subprocess.run([python, "-c", asked], capture_output=True, check=False).returncode:
+        return [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    return [command, "serve", model]
