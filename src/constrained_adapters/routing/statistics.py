@@ -8,6 +8,7 @@ Axis letters: n prompts, d width, r rank.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from constrained_adapters.errors import WorkspaceError
 from constrained_adapters.workspace import atomic_write_bytes
 
+METADATA_KEY = "constrained_adapters"
 VERSION = 1
 RANK = 32
 
@@ -81,13 +83,14 @@ class PromptStatistics:
         """Write to a file, atomically."""
         tensors = {name: getattr(self, name).contiguous().clone() for name in ("mean", "variance", "factors")}
         facts = {
-            "version": str(VERSION),
-            "count": str(self.count),
-            "length": repr(self.length),
+            "version": VERSION,
+            "count": self.count,
+            "length": self.length,
             "made_from": self.made_from,
             "base_fingerprint": self.base_fingerprint,
         }
-        atomic_write_bytes(file, save(tensors, metadata=facts))
+        # One entry: of several, safetensors writes the order anew each time.
+        atomic_write_bytes(file, save(tensors, metadata={METADATA_KEY: json.dumps(facts)}))
 
     @classmethod
     def load(cls, file: Path) -> PromptStatistics:
@@ -98,8 +101,8 @@ class PromptStatistics:
         """
         try:
             with safe_open(str(file), framework="pt") as found:
-                facts = found.metadata() or {}
-                if int(facts.get("version", 0)) != VERSION:
+                facts = json.loads((found.metadata() or {}).get(METADATA_KEY, "{}"))
+                if facts.get("version") != VERSION:
                     raise WorkspaceError(
                         "the routing statistics are of another version",
                         got=f"version {facts.get('version')} ({file})",
@@ -107,13 +110,13 @@ class PromptStatistics:
                         hint="crma route --build",
                     )
                 return cls(
-                    int(facts["count"]),
-                    float(facts["length"]),
+                    facts["count"],
+                    facts["length"],
                     found.get_tensor("mean"),
                     found.get_tensor("variance"),
                     found.get_tensor("factors"),
                     facts["made_from"],
-                    facts.get("base_fingerprint", ""),
+                    facts["base_fingerprint"],
                 )
         except (SafetensorError, KeyError, ValueError) as error:
             raise WorkspaceError(

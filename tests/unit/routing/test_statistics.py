@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from constrained_adapters.errors import WorkspaceError
-from constrained_adapters.routing.statistics import RANK, PromptStatistics
+from constrained_adapters.routing.statistics import METADATA_KEY, RANK, PromptStatistics
 
 
 def vectors(count: int, width: int = 12, seed: int = 0) -> torch.Tensor:
@@ -60,8 +62,8 @@ def test_another_version_and_damage_are_told(tmp_path, damage):
     if damage == "bytes":
         file.write_bytes(b"nothing")
     else:
-        facts = {"version": "2" if damage == "version" else "1"}
-        save_file({"mean": torch.zeros(2)}, file, metadata=facts)
+        facts = {"version": 2 if damage == "version" else 1}
+        save_file({"mean": torch.zeros(2)}, file, metadata={METADATA_KEY: json.dumps(facts)})
     with pytest.raises(WorkspaceError) as caught:
         PromptStatistics.load(file)
     assert str(file) in caught.value.got and caught.value.hint == "crma route --build"

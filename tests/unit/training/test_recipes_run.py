@@ -254,7 +254,8 @@ def test_isolation_gives_each_domain_its_layers_and_rank_and_keeps_what_was_lear
     assert {name.rpartition(".")[2] for name in shapes["数学"]} == {"q_proj"}
     assert {name.rpartition(".")[2] for name in shapes["Право"]} == {"up_proj", "v_proj"}
     assert {shape[0] for shape in shapes["Право"].values()} == {3}
-    kept = sum(path.stat().st_size for path in home.rglob("adapter_model.safetensors"))
+    files = [*home.rglob("adapter_model.safetensors"), *home.rglob("routing.safetensors")]
+    kept = sum(path.stat().st_size for path in files)
     assert round(3 * result.methods[0].summary["bytes_per_domain"]) == kept
 
 
