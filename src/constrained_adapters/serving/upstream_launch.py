@@ -104,10 +104,12 @@ def vllm_engine(workspace: Workspace, settings: ServeSettings, say: Say) -> tupl
 
 
 def faster_engine() -> tuple[str, str]:
-    """The engine that ``auto`` takes, and why: as benchmarks/serving.py measured them."""
+    """The engine that ``auto`` takes, and why: on a CPU as benchmarks/serving.py measured them."""
     if find_vllm() is None:
         return "local", "vLLM is not installed"
-    return "vllm", "it is installed, and the faster one"
+    if not torch.cuda.is_available():
+        return "local", "without a GPU it is the faster one"
+    return "vllm", "it is installed, and there is a GPU"
 
 
 def _domains(workspace: Workspace) -> dict[str, dict[str, float]]:

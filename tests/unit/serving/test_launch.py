@@ -1,11 +1,14 @@
 """What is checked before anything is served."""
 
+import asyncio
 import builtins
+import tempfile
 
 import pytest
 import torch
 
 from constrained_adapters.errors import ConfigError, MissingExtraError
+from constrained_adapters.serving import upstream_launch
 from constrained_adapters.serving.launch import check_memory, free_bytes
 from constrained_adapters.serving.local import context_of
 from constrained_adapters.serving.server import check_extra
@@ -63,8 +66,7 @@ def test_without_vllm_it_is_said_how_to_name_it(monkeypatch):
 
 
 def test_a_vllm_that_ends_at_once_is_reported_with_its_last_error(tmp_path, monkeypatch):
-    import asyncio
-
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # its log is kept
     fake = tmp_path / "vllm"
     fake.write_text("#!/bin/sh\necho starting\necho 'ValueError: no such model'\nexit 3\n")
     fake.chmod(0o755)
@@ -72,3 +74,13 @@ def test_a_vllm_that_ends_at_once_is_reported_with_its_last_error(tmp_path, monk
     process = VllmProcess("base", ServeSettings(), max_rank=8, context_tokens=64, on_gpu=False)
     with pytest.raises(Exception, match=r"exit code 3: ValueError: no such model"):
         asyncio.run(process.start())
+
+
+@pytest.mark.parametrize(
+    ("installed", "has_gpu", "engine"),
+    [(False, False, "local"), (False, True, "local"), (True, False, "local"), (True, True, "vllm")],
+)
+def test_auto_takes_the_faster_engine_that_is_installed(monkeypatch, installed, has_gpu, engine):
+    monkeypatch.setattr(upstream_launch, "find_vllm", lambda: "vllm" if installed else None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    assert upstream_launch.faster_engine()[0] == engine
