@@ -25,7 +25,7 @@ demo: install  ## Teach the packaged model three domains with and without constr
 	$(BIN)/crma run examples/demo/crma.yaml
 
 test: install  ## The fast tests and the doctests
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow"
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: install  ## All tests, those on the packaged model included
 	$(TEST_ENV) $(BIN)/python -m pytest
