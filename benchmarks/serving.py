@@ -136,7 +136,7 @@ def compare(sides: dict[str, Side], options: Any) -> Result:
     its children, which does not change where other work shares the machine.
     """
     for side in sides.values():
-        side(2)  # warms up
+        side(4)  # warms up, and an engine loads its adapters
     seconds: dict[str, dict[str, list[float]]] = {clock: {name: [] for name in sides} for clock in CLOCKS}
     answers: dict[str, list[str]] = {}
     end = time.monotonic() + 60 * options.minutes
