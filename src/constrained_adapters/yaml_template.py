@@ -132,7 +132,7 @@ EXPLAINED = {
     "prevent_collapse.label_smoothing": "where a method gives none of its own",
     "prevent_collapse.general_ratio": "share of rows that are text of no domain",
     "prevent_collapse.general_text": "where it comes from, as 'data' of a domain",
-    "prevent_collapse.attention_dropout": "of attention weights, while training; 0.2 where there is time to settle",
+    "prevent_collapse.attention_dropout": "of attention weights; 0.2 where there is time to settle",
     "prevent_collapse.residual_dropout": "... of what attention and MLP add to the residual stream",
     "prevent_collapse.mlp_dropout": "... of the MLP's inner activations; 0.1",
     "prevent_collapse.guard": "look at answers while training, and go back on an alarm",

@@ -117,7 +117,7 @@ class Lessons:
         return self.tokens(domain.train).tokens
 
     def _as_short_as_rows(self, texts: Sequence[Tokens]) -> Sequence[Tokens]:
-        """Cut so that a text costs what a row of the domains does: a shared beginning costs nearly nothing."""
+        """Cut so that a text costs what a row of the domains does: a shared beginning is nearly free."""
         examples = [example for domain in self._prepared.domains for example in domain.train[:64]]
         rows = [row.input_ids for row in self.tokens(examples).tokens]
         alike = takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))

@@ -159,7 +159,11 @@ def test_trls_trainer_takes_the_line(tiny_llama, tiny_tokenizer, tmp_path, gener
 def test_the_runs_own_settings_give_way_only_where_asked():
     settings = TrainingConfig(steps=9, schedule="cosine", warmup_ratio=0.1)
     staged = prevented_settings(settings, PreventCollapseConfig())
-    assert (staged.schedule, staged.stage_ratios, staged.warmup_ratio) == ("staged", [0.3, 1.0, 0.3, 0.1], 0.3)
+    assert (staged.schedule, staged.stage_ratios, staged.warmup_ratio) == (
+        "staged",
+        [0.3, 1.0, 0.3, 0.1],
+        0.3,
+    )
     assert prevented_settings(settings, None) == settings
     own = PreventCollapseConfig(stage_ratios=None, warmup_ratio=None)
     assert prevented_settings(settings, own) == settings
