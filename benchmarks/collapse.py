@@ -38,7 +38,7 @@ from constrained_adapters.workspace import Workspace
 ROOT = Path(__file__).parent
 RATES = {"hot": 2e-2, "healthy": 1e-3}
 STEPS = {"hot": 24, "healthy": 48}
-LOOKS = {"hot": {"check_every_steps": 6}, "healthy": {}}
+LOOKS = {"hot": {"check_every_steps": 6, "stage_ratios": [0.3, 1.0, 0.3, 0.1]}, "healthy": {}}
 """A hot run is looked at often, whatever that costs: what it costs is asked of the healthy one."""
 ANSWER_TOKENS = 16
 LOOKS_ON = {
@@ -114,7 +114,9 @@ def cell(options: Any, name: str, run: str, seed: int, switch: bool) -> Record:
         methods=[{"recipe": "lora"}],
         domains=[{"name": options.domain, "data": f"packaged:{options.domain}"}],
         evaluation={"max_items": options.items, "general": None, "num_samples": 0},
-        prevent_collapse=LOOKS[run] if switch else {**LOOKS_ON, "check_every_steps": STEPS[run] // 4},
+        prevent_collapse=(LOOKS[run] or True)
+        if switch
+        else {**LOOKS_ON, "check_every_steps": STEPS[run] // 4},
     )
     workspace = Workspace(config.output / config.methods[0].name)
     known = options.work / f"base-{seed}.json"  # the base is scored once for each seed
@@ -140,6 +142,7 @@ def cell(options: Any, name: str, run: str, seed: int, switch: bool) -> Record:
         "loss": method.matrices["loss"][1][0],
         "base_accuracy": method.matrices["choice_accuracy"][0][0],
         "clock": options.clock,
+        "stage_ratios": config.collapse_settings.stage_ratios if config.collapse_settings else None,
         "train_seconds": took["train_seconds"] + (took["seconds"] if switch else 0.0),
         "guard_seconds": took["seconds"],
         "time_ratio": took["time_ratio"] if switch else 0.0,

@@ -26,7 +26,8 @@ class PreventCollapseConfig(Settings):
     start.
 
     Attributes:
-        stage_ratios: Stages of the learning rate, of equal length, in parts of it; null: the run's schedule.
+        stage_ratios: Stages of the learning rate, of equal length, in parts of it, such as 0.1, 0.3, 1; null:
+            the run's schedule.
         warmup_ratio: Share of the steps over which the rate rises from 0; null: the run's.
         label_smoothing: Share of each label that is spread over all tokens; masked labels are left alone.
         general_ratio: Share of rows that are text of no domain.
@@ -62,9 +63,7 @@ class PreventCollapseConfig(Settings):
         ValueError: Settings contradict each other.
     """
 
-    stage_ratios: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(
-        default=[0.3, 1.0, 0.3, 0.1], min_length=1
-    )
+    stage_ratios: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(default=None, min_length=1)
     warmup_ratio: Ratio | None = 0.3
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
     general_ratio: float = Field(default=0.1, ge=0, lt=1)

@@ -32,16 +32,15 @@ def prevent_collapse(
 ) -> PreventCollapse:
     """Keep a small model from ending in one phrase for every question: one line before ``trainer.train()``.
 
-    Puts on a standing Trainer what prevents it (staged rates, a warm-up of 30 %, label smoothing of 0.1 that
-    leaves masked labels alone, 10 % general text, dropout) and the guard that notices it and goes back; see
+    Puts on a standing Trainer what prevents it (a warm-up of 30 %, label smoothing of 0.1 that leaves masked
+    labels alone, 10 % general text; staged rates and dropout where asked for) and the guard that notices it and goes back; see
     :class:`~constrained_adapters.guards.collapse.PreventCollapse`. The number of steps stays what it was.
 
     Args:
         trainer: A ``transformers.Trainer`` or one made of it, such as TRL's ``SFTTrainer``, before training.
         config: All settings; or give single ones.
         settings: Of :class:`~constrained_adapters.collapse_config.PreventCollapseConfig`. Parts are
-            switched off one by one: ``stage_ratios=None``, ``warmup_ratio=None``, ``label_smoothing=0``,
-            ``general_ratio=0``, ``attention_dropout=0``, ``residual_dropout=0``, ``mlp_dropout=0``,
+            switched off one by one: ``warmup_ratio=None``, ``label_smoothing=0``, ``general_ratio=0``,
             ``guard=False``.
 
     Returns:

@@ -54,7 +54,8 @@ def trainer(tiny_llama, tiny_tokenizer, tmp_path):
 
 
 def test_the_line_puts_on_stages_warm_up_and_smoothing_and_keeps_the_number_of_steps(trainer, general):
-    guard = prevent_collapse(trainer, general_text=general, guard=False)
+    stages = [0.3, 1.0, 0.3, 0.1]
+    guard = prevent_collapse(trainer, general_text=general, guard=False, stage_ratios=stages)
     trainer.train()
     rates = [each["learning_rate"] for each in trainer.state.log_history if "loss" in each]
     assert len(rates) == 30  # 36 rows, 6 a step, 5 passes; the text takes the place of rows
@@ -113,7 +114,7 @@ def test_what_is_no_trainer_is_refused(tiny_llama):
 def test_a_part_that_does_not_fit_says_how_it_is_left_out(trainer, spoil, said):
     spoil(trainer)
     with pytest.raises(ConstrainedAdaptersError) as caught:
-        prevent_collapse(trainer)
+        prevent_collapse(trainer, stage_ratios=[0.1, 1.0])
     assert caught.value.hint == said
     assert not any(isinstance(each, PreventCollapse) for each in trainer.callback_handler.callbacks)
     assert trainer.label_smoother is None or said == "label_smoothing=0"
@@ -158,15 +159,12 @@ def test_trls_trainer_takes_the_line(tiny_llama, tiny_tokenizer, tmp_path, gener
 
 def test_the_runs_own_settings_give_way_only_where_asked():
     settings = TrainingConfig(steps=9, schedule="cosine", warmup_ratio=0.1)
-    staged = prevented_settings(settings, PreventCollapseConfig())
-    assert (staged.schedule, staged.stage_ratios, staged.warmup_ratio) == (
-        "staged",
-        [0.3, 1.0, 0.3, 0.1],
-        0.3,
-    )
+    staged = prevented_settings(settings, PreventCollapseConfig(stage_ratios=[0.1, 1.0]))
+    assert (staged.schedule, staged.stage_ratios, staged.warmup_ratio) == ("staged", [0.1, 1.0], 0.3)
+    mild = prevented_settings(settings, PreventCollapseConfig())
+    assert (mild.schedule, mild.stage_ratios, mild.warmup_ratio) == ("cosine", None, 0.3)
     assert prevented_settings(settings, None) == settings
-    own = PreventCollapseConfig(stage_ratios=None, warmup_ratio=None)
-    assert prevented_settings(settings, own) == settings
+    assert prevented_settings(settings, PreventCollapseConfig(warmup_ratio=None)) == settings
 
 
 def test_a_methods_own_smoothing_comes_first():
@@ -182,7 +180,8 @@ def switch(tiny_run):
 
 
 def test_a_run_with_the_switch_records_curves_and_events(tiny_run, switch):
-    record = tiny_run("crma", names=["law"], prevent_collapse=switch).methods[0].records[0]
+    stages = {"stage_ratios": [0.3, 1.0, 0.3, 0.1]}
+    record = tiny_run("crma", names=["law"], prevent_collapse={**switch, **stages}).methods[0].records[0]
     assert record.curves["self_bleu"].steps == [0, 2, 4]
     assert record.curves["learning_rate"].values == pytest.approx([0.0, 5e-3, 3e-3, 1e-3])
     assert record.events[-1]["action"] == "finished"
