@@ -24,7 +24,7 @@ def check_extra() -> None:
     Raises:
         MissingExtraError: It is not.
     """
-    for package in ("fastapi", "uvicorn", "prometheus_client", "httpx"):
+    for package in ("fastapi", "uvicorn", "prometheus_client", "httpx2"):
         try:
             __import__(package)
         except ImportError:
