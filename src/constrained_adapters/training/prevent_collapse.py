@@ -33,7 +33,8 @@ def prevent_collapse(
     """Keep a small model from ending in one phrase for every question: one line before ``trainer.train()``.
 
     Puts on a standing Trainer what prevents it (a warm-up of 30 %, label smoothing of 0.1 that leaves masked
-    labels alone, 10 % general text; staged rates and dropout where asked for) and the guard that notices it and goes back; see
+    labels alone, 10 % general text; staged rates and dropout where asked for) and the guard that notices it
+    and goes back; see
     :class:`~constrained_adapters.guards.collapse.PreventCollapse`. The number of steps stays what it was.
 
     Args:
