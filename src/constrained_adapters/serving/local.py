@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from constrained_adapters.errors import ConfigError, ModelError
 from constrained_adapters.serving.answer import Answer, Piece, Wanted
-from constrained_adapters.serving.choice import Choice, asked_weights
+from constrained_adapters.serving.choice import Choice
 from constrained_adapters.serving.decoder import BatchDecoder
 from constrained_adapters.serving.failures import RequestError, StoppingError
 from constrained_adapters.serving.prompts import encode_prompts, new_tokens
-from constrained_adapters.serving.registry import AUTO, BASE, ModelRegistry, unknown_model
+from constrained_adapters.serving.registry import ModelRegistry
 from constrained_adapters.serving.replies import Collected, ReplyWriter
 from constrained_adapters.serving.requests import GenerationBody
-from constrained_adapters.serving.routes import Route, Talk, asked_talk, served
+from constrained_adapters.serving.routes import Route, Talk, asked_talk, chosen
 from constrained_adapters.serving.scheduler import Scheduler
 from constrained_adapters.serving.settings import ServeSettings
 from constrained_adapters.serving.slots import slot_bytes
@@ -103,15 +103,14 @@ class LocalEngine:
         Raises:
             RequestError: A name is not served, or the request contradicts itself.
         """
-        weights = asked_weights(request)
-        if weights is not None:
-            return Choice(weights)
-        if self._route is None:
-            raise unknown_model(AUTO, [BASE, *self.models()])
-        prompts = encode_prompts(request, self._front_tokenizer, self._num_tokens)
-        self._check_length(request, prompts)
-        talk = asked_talk(request, self._front_tokenizer)
-        return served(await asyncio.wrap_future(self._thread.call(lambda: self._routed(talk))), self.models())
+
+        async def ask() -> Choice:
+            prompts = encode_prompts(request, self._front_tokenizer, self._num_tokens)
+            self._check_length(request, prompts)
+            talk = asked_talk(request, self._front_tokenizer)
+            return await asyncio.wrap_future(self._thread.call(lambda: self._routed(talk)))
+
+        return await chosen(request, self.models(), None if self._route is None else ask)
 
     async def answer(self, request: GenerationBody, choice: Choice) -> dict[str, Any]:
         """The whole reply.

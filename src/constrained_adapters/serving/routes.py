@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from constrained_adapters.errors import WorkspaceError
 from constrained_adapters.routing import Router
-from constrained_adapters.serving.choice import Choice
+from constrained_adapters.serving.choice import Choice, asked_weights
+from constrained_adapters.serving.registry import AUTO, BASE, unknown_model
 from constrained_adapters.serving.requests import ChatRequest, CompletionRequest, GenerationBody
 
 if TYPE_CHECKING:
@@ -52,7 +53,29 @@ def asked_talk(request: GenerationBody, tokenizer: Any) -> Talk:
     return first if isinstance(first, str) else str(tokenizer.decode(first, skip_special_tokens=True))
 
 
-def served(choice: Choice, names: Sequence[str]) -> Choice:
+async def chosen(
+    request: GenerationBody, names: Sequence[str], ask: Callable[[], Awaitable[Choice]] | None
+) -> Choice:
+    """The adapters that a request names, or those that the router picks for it.
+
+    Args:
+        request: What is asked.
+        names: Domains that are served.
+        ask: Asks the router; None: there is none.
+
+    Raises:
+        RequestError: The request contradicts itself.
+        UnknownModelError: It leaves the choice to a router, and there is none.
+    """
+    weights = asked_weights(request)
+    if weights is not None:
+        return Choice(weights)
+    if ask is None:
+        raise unknown_model(AUTO, [BASE, *names])
+    return _served(await ask(), names)
+
+
+def _served(choice: Choice, names: Sequence[str]) -> Choice:
     """``choice`` without domains that were removed since the router was made."""
     left = {name: weight for name, weight in choice.weights.items() if name in names}
     return choice if len(left) == len(choice.weights) else replace(choice, weights=left)

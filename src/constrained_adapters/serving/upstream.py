@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 
 from constrained_adapters.export.lora import export_lora
-from constrained_adapters.serving.choice import Choice, asked_weights
+from constrained_adapters.serving.choice import Choice
 from constrained_adapters.serving.failures import (
     OverdueError,
     QueueFullError,
@@ -22,9 +22,9 @@ from constrained_adapters.serving.failures import (
     StoppingError,
     UpstreamError,
 )
-from constrained_adapters.serving.registry import AUTO, BASE, Hold, ModelRegistry, unknown_model
+from constrained_adapters.serving.registry import Hold, ModelRegistry
 from constrained_adapters.serving.requests import ChatRequest, CompletionRequest, GenerationBody
-from constrained_adapters.serving.routes import Route, asked_talk, served
+from constrained_adapters.serving.routes import Route, asked_talk, chosen
 from constrained_adapters.serving.settings import ServeSettings
 from constrained_adapters.serving.upstream_adapters import UpstreamAdapters, find_upstream, message_of
 
@@ -125,14 +125,14 @@ class UpstreamEngine:
         Raises:
             RequestError: A name is not served, or the request contradicts itself.
         """
-        weights = asked_weights(request)
-        if weights is not None:
-            return Choice(weights)
-        if self._route is None:
-            raise unknown_model(AUTO, [BASE, *self.models()])
-        async with self._route_lock:  # one model, one pass at a time
-            choice = await asyncio.to_thread(self._route, asked_talk(request, self._tokenizer))
-        return served(choice, self.models())
+        route = self._route
+
+        async def ask() -> Choice:
+            assert route is not None
+            async with self._route_lock:  # one model, one pass at a time
+                return await asyncio.to_thread(route, asked_talk(request, self._tokenizer))
+
+        return await chosen(request, self.models(), None if route is None else ask)
 
     async def answer(self, request: GenerationBody, choice: Choice) -> dict[str, Any]:
         """The whole reply of the engine, under our names.
