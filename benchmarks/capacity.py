@@ -24,7 +24,7 @@ import torch
 
 from constrained_adapters import CRMAConfig, CRMAModel
 from constrained_adapters.assets import asset_path
-from constrained_adapters.config import BaseConfig, TrainingConfig
+from constrained_adapters.config.run import BaseConfig, TrainingConfig
 from constrained_adapters.data.examples import Example
 from constrained_adapters.data.packaged import load_packaged
 from constrained_adapters.data.packaged.finance import read_tab

@@ -25,8 +25,8 @@ from typing import Any
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from constrained_adapters.benchmark.spread import estimate
-from constrained_adapters.collapse_config import PreventCollapseConfig
-from constrained_adapters.config import RunConfig
+from constrained_adapters.config.collapse import PreventCollapseConfig
+from constrained_adapters.config.run import RunConfig
 from constrained_adapters.evaluation.diversity import Diversity, measure_diversity
 from constrained_adapters.evaluation.fixed_prompts import FixedPrompts
 from constrained_adapters.guards.collapse_detector import CollapseDetector, Reading

@@ -31,7 +31,7 @@ import numpy as np
 from scipy.stats import spearmanr
 from transformers import set_seed
 
-from constrained_adapters.config import (
+from constrained_adapters.config.run import (
     AdapterConfig,
     BaseConfig,
     DomainConfig,

@@ -39,7 +39,7 @@ from trl import SFTConfig, SFTTrainer
 from constrained_adapters import protect
 from constrained_adapters.assets import asset_path
 from constrained_adapters.benchmark.spread import estimate
-from constrained_adapters.config import BaseConfig
+from constrained_adapters.config.run import BaseConfig
 from constrained_adapters.data.examples import Example
 from constrained_adapters.data.packaged import PACKAGED, load_packaged
 from constrained_adapters.data.packaged.finance import read_tab

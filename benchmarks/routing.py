@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from constrained_adapters.config import BaseConfig
+from constrained_adapters.config.run import BaseConfig
 from constrained_adapters.data.examples import Domain, Example
 from constrained_adapters.data.packaged import load_packaged
 from constrained_adapters.data.tokens import encode_prompt

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from constrained_adapters.config import BaseConfig
+from constrained_adapters.config.run import BaseConfig
 from constrained_adapters.data.packaged import load_packaged
 from constrained_adapters.data.tokens import encode_answer, encode_prompt
 from constrained_adapters.evaluation.likelihood import TokenScores, _score_flat, score_groups

@@ -31,7 +31,7 @@ from peft import PeftModel
 
 from constrained_adapters import CRMAConfig, CRMAModel
 from constrained_adapters.adapters.lora import adapter_pairs
-from constrained_adapters.config import BaseConfig
+from constrained_adapters.config.run import BaseConfig
 from constrained_adapters.memory.reservoir import num_memory_examples
 from constrained_adapters.models.load import load_base
 from constrained_adapters.training.peak import peak_memory_bytes, reset_peak_memory

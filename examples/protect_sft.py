@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from constrained_adapters import load_domain, protect
-from constrained_adapters.config import DomainConfig
+from constrained_adapters.config.run import DomainConfig
 from constrained_adapters.data.examples import Example
 from constrained_adapters.data.packaged import load_packaged
 from constrained_adapters.evaluation.scores import mean_nats, score_examples

@@ -19,7 +19,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from constrained_adapters import SimpleDomainAdapter
 from constrained_adapters.assistant import Decoding
-from constrained_adapters.config import TrainingConfig
+from constrained_adapters.config.run import TrainingConfig
 
 选项 = argparse.ArgumentParser(description="三门学科，一个模型。")
 选项.add_argument("--base", default="embedded", help="基础模型：embedded、文件夹或 hub 名称")

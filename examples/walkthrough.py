@@ -19,7 +19,7 @@ import torch
 from transformers import AutoTokenizer, Trainer, TrainingArguments
 
 from constrained_adapters import CRMAConfig, CRMAModel
-from constrained_adapters.config import DomainConfig
+from constrained_adapters.config.run import DomainConfig
 from constrained_adapters.data.load import load_domain
 from constrained_adapters.data.tokens import TokenDataset, collate
 from constrained_adapters.models.embedded import embedded_model_path

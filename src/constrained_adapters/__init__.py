@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from constrained_adapters.assistant.simple import SimpleDomainAdapter
-    from constrained_adapters.config import CRMAConfig, RunConfig
+    from constrained_adapters.config.crma import CRMAConfig
+    from constrained_adapters.config.run import RunConfig
+    from constrained_adapters.config.yaml_file import read_config
     from constrained_adapters.data.load import load_domain
     from constrained_adapters.guards.collapse import PreventCollapse
     from constrained_adapters.guards.forgetting import ForgettingGuard
@@ -20,21 +22,20 @@ if TYPE_CHECKING:
     from constrained_adapters.results import RunResult, load_results
     from constrained_adapters.training.prevent_collapse import prevent_collapse
     from constrained_adapters.training.run import run_config
-    from constrained_adapters.yaml_config import read_config
 
 _HOMES = {
-    "CRMAConfig": "config",
+    "CRMAConfig": "config.crma",
     "CRMAModel": "model",
     "ForgettingGuard": "guards.forgetting",
     "PreventCollapse": "guards.collapse",
-    "RunConfig": "config",
+    "RunConfig": "config.run",
     "RunResult": "results",
     "SimpleDomainAdapter": "assistant.simple",
     "load_domain": "data.load",
     "load_results": "results",
     "prevent_collapse": "training.prevent_collapse",
     "protect": "model.protect",
-    "read_config": "yaml_config",
+    "read_config": "config.yaml_file",
     "run_config": "training.run",
     "write_report": "report.page",
 }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from constrained_adapters.config import BaseConfig, CRMAConfig
+from constrained_adapters.config.crma import CRMAConfig
+from constrained_adapters.config.run import BaseConfig
 from constrained_adapters.export.lora import export_lora
 from constrained_adapters.model import CRMAModel
 from constrained_adapters.models.embedded import embedded_model_path

@@ -325,7 +325,7 @@ def test_fresh_removes_what_the_run_wrote_and_nothing_else(tmp_path):
 
 
 def test_the_workspace_needs_no_torch():
-    modules = "constrained_adapters.workspace, constrained_adapters.yaml_template"
+    modules = "constrained_adapters.workspace, constrained_adapters.config.template"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -13,7 +13,8 @@ from constrained_adapters.assessment.harness import Tasks, check_tasks, score_ta
 from constrained_adapters.assessment.record import Assessment, Group, SetScores
 from constrained_adapters.assessment.scoring import Scorer, Scoring, estimates
 from constrained_adapters.assessment.sets import EvaluationSet, capped
-from constrained_adapters.config import BaseConfig, CRMAConfig
+from constrained_adapters.config.crma import CRMAConfig
+from constrained_adapters.config.run import BaseConfig
 from constrained_adapters.data.examples import Example
 from constrained_adapters.errors import DataError
 from constrained_adapters.evaluation.checks import check_set, joined_overlaps, overlap, refuse_overlap

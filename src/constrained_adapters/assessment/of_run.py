@@ -22,7 +22,8 @@ from constrained_adapters.assessment.harness import score_tasks
 from constrained_adapters.assessment.record import Assessment, Group
 from constrained_adapters.assessment.scoring import Scorer, derived_matrices
 from constrained_adapters.assessment.sets import EvaluationSet, RunData, capped, read_run_data
-from constrained_adapters.config import RunConfig
+from constrained_adapters.config.run import RunConfig
+from constrained_adapters.config.yaml_file import read_config
 from constrained_adapters.data.examples import Example
 from constrained_adapters.evaluation.intervals import summary_intervals
 from constrained_adapters.evaluation.items import METRICS, SUPERSEDED, mean_scores
@@ -31,7 +32,6 @@ from constrained_adapters.model.opened import OpenedModel, open_workspace
 from constrained_adapters.results import ItemScores, Matrix
 from constrained_adapters.training.run import environment, general_texts
 from constrained_adapters.workspace import Workspace, finished_domains
-from constrained_adapters.yaml_config import read_config
 
 GENERAL = "general text"
 Row = dict[str, ItemScores]

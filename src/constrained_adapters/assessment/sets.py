@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from constrained_adapters.config import DomainConfig, RunConfig, check_name
+from constrained_adapters.config.names import check_name
+from constrained_adapters.config.run import DomainConfig, RunConfig
 from constrained_adapters.data.detect import detect_columns, make_examples
 from constrained_adapters.data.examples import Example
 from constrained_adapters.data.load import PACKAGED, load_domain

@@ -12,7 +12,7 @@ from transformers import set_seed
 
 from constrained_adapters.assistant.simple_data import read_examples
 from constrained_adapters.assistant.streaming import Decoding, encode_conversation, stream_answer
-from constrained_adapters.config import AdapterConfig, BaseConfig, MethodConfig, TrainingConfig
+from constrained_adapters.config.run import AdapterConfig, BaseConfig, MethodConfig, TrainingConfig
 from constrained_adapters.data.examples import Message, fingerprint_examples
 from constrained_adapters.data.tokens import TokenDataset, Tokens
 from constrained_adapters.errors import AdapterStateError, UnknownNameError

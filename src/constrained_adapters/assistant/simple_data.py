@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from constrained_adapters.config import DomainConfig
+from constrained_adapters.config.run import DomainConfig
 from constrained_adapters.data.detect import detect_columns, make_examples
 from constrained_adapters.data.examples import Example
 from constrained_adapters.data.load import load_domain

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from constrained_adapters.benchmark.plan import Plan, PlanMethod, Setting
-from constrained_adapters.config import RunConfig
+from constrained_adapters.config.run import RunConfig
 from constrained_adapters.errors import UnknownNameError
 
 Phase = Literal["sweep", "test"]

@@ -1,7 +1,7 @@
 """The plan of a benchmark: which methods, with which settings, on which orders and seeds.
 
 A plan is a YAML file, read as strictly as a ``crma.yaml``; ``base``, ``adapter``, ``training``,
-``evaluation`` and ``domains`` are the sections of :class:`constrained_adapters.config.RunConfig`.
+``evaluation`` and ``domains`` are the sections of :class:`constrained_adapters.config.run.RunConfig`.
 """
 
 from __future__ import annotations
@@ -13,22 +13,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from constrained_adapters.config import (
+from constrained_adapters.config.base import Settings
+from constrained_adapters.config.errors import Location, config_error
+from constrained_adapters.config.names import DomainName, check_name
+from constrained_adapters.config.run import (
     AdapterConfig,
     BaseConfig,
     DomainConfig,
-    DomainName,
     EvaluationConfig,
     MethodConfig,
     RunConfig,
     TrainingConfig,
-    check_name,
 )
+from constrained_adapters.config.yaml_file import read_settings
 from constrained_adapters.errors import ConfigError, UnknownNameError
 from constrained_adapters.recipes import check_methods, recipe_names
-from constrained_adapters.setting_base import Settings
-from constrained_adapters.setting_errors import Location, config_error
-from constrained_adapters.yaml_config import read_settings
 
 Setting = dict[str, Any]
 """Values of the swept settings of one cell, by the setting's name; empty where nothing is swept."""
@@ -56,7 +55,7 @@ class PlanMethod(Settings):
     recipe: str
     name: str = ""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """Settings of :class:`~constrained_adapters.config.MethodConfig` that hold in every cell."""
+    """Settings of :class:`~constrained_adapters.config.run.MethodConfig` that hold in every cell."""
     learning_rates: list[float] | None = Field(default=None, min_length=1)
     sweep: dict[str, _Swept] = Field(default_factory=dict)
     """Other settings of the method, each with the values that are tried, all combinations."""

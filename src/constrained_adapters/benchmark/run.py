@@ -20,6 +20,7 @@ from constrained_adapters.benchmark.once import SayOnce
 from constrained_adapters.benchmark.plan import Plan, Setting
 from constrained_adapters.benchmark.store import Store
 from constrained_adapters.benchmark.tables import write_tables
+from constrained_adapters.config.yaml_file import with_absolute_paths
 from constrained_adapters.errors import (
     AssetError,
     ConstrainedAdaptersError,
@@ -28,7 +29,6 @@ from constrained_adapters.errors import (
     ModelError,
     WorkspaceError,
 )
-from constrained_adapters.yaml_config import with_absolute_paths
 
 if TYPE_CHECKING:
     from constrained_adapters.training.observer import RunObserver

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from constrained_adapters.config import RunConfig
+from constrained_adapters.config.run import RunConfig
 from constrained_adapters.training.adapters import BASE_MEMORY
 from constrained_adapters.workspace import Workspace, atomic_write_bytes
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from constrained_adapters.benchmark.cells import Cell
 from constrained_adapters.benchmark.plan import Setting
-from constrained_adapters.config import RunConfig
+from constrained_adapters.config.run import RunConfig
 from constrained_adapters.errors import WorkspaceError
 from constrained_adapters.results import MethodResult, RunResult
 from constrained_adapters.workspace import (

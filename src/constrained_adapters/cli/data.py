@@ -22,7 +22,7 @@ def data(
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
 ) -> None:
     """Show how a file or data set is understood, without training."""
-    from constrained_adapters.config import DomainConfig
+    from constrained_adapters.config.run import DomainConfig
     from constrained_adapters.data.load import load_domain
 
     columns = {"prompt": prompt, "answer": answer, "messages": messages, "text": text, "choices": choices}

@@ -15,7 +15,11 @@ from pydantic import ValidationError
 from constrained_adapters.adapters.lora import lora_layers
 from constrained_adapters.cli.init import relative_source
 from constrained_adapters.cli.run_folder import chosen_workspace
-from constrained_adapters.config import BaseConfig, DomainConfig, MethodConfig, RunConfig, check_domain_name
+from constrained_adapters.config.errors import config_error
+from constrained_adapters.config.guard import GuardConfig
+from constrained_adapters.config.names import check_domain_name
+from constrained_adapters.config.run import BaseConfig, DomainConfig, MethodConfig, RunConfig
+from constrained_adapters.config.yaml_file import dump_config, read_config
 from constrained_adapters.data.load import load_domain
 from constrained_adapters.diagnosis.advice import advice_yaml
 from constrained_adapters.diagnosis.diagnose import Diagnosis, diagnose, diagnose_sequence
@@ -23,13 +27,10 @@ from constrained_adapters.diagnosis.probe import Probe
 from constrained_adapters.diagnosis.risk import LEVELS
 from constrained_adapters.diagnosis.settings import DiagnosisSettings
 from constrained_adapters.errors import ConfigError, DataError, UsageError
-from constrained_adapters.guard_config import GuardConfig
 from constrained_adapters.model.opened import open_workspace
 from constrained_adapters.models.load import load_base
 from constrained_adapters.models.targets import resolve_targets
 from constrained_adapters.recipes import find_recipe
-from constrained_adapters.setting_errors import config_error
-from constrained_adapters.yaml_config import dump_config, read_config
 
 Tell = Callable[[str], None]
 

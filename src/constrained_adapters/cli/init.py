@@ -20,8 +20,8 @@ def init(
 
     Without --domain it is a demo: three packaged domains, minutes on a CPU.
     """
+    from constrained_adapters.config.template import template
     from constrained_adapters.workspace import atomic_write_text
-    from constrained_adapters.yaml_template import template
 
     check_free(file, force)
     domains = _domains(domain, file.parent) if domain else None
@@ -44,9 +44,9 @@ def check_free(file: Path, force: bool) -> None:
 def _domains(pairs: list[str], folder: Path) -> dict[str, str]:
     from pydantic import ValidationError
 
-    from constrained_adapters.config import DomainConfig
+    from constrained_adapters.config.errors import config_error
+    from constrained_adapters.config.run import DomainConfig
     from constrained_adapters.errors import ConfigError
-    from constrained_adapters.setting_errors import config_error
 
     domains: dict[str, str] = {}
     for pair in pairs:
@@ -69,7 +69,7 @@ def relative_source(source: str, folder: Path) -> str:
     """A path as it was typed here becomes one relative to the file's folder; other sources stay."""
     import os
 
-    from constrained_adapters.yaml_config import absolute_source
+    from constrained_adapters.config.yaml_file import absolute_source
 
     if Path(source).is_absolute() or source == "embedded":
         return source

@@ -10,7 +10,7 @@ import typer
 from constrained_adapters.cli.run_folder import quiet_libraries
 
 if TYPE_CHECKING:
-    from constrained_adapters.config import MethodConfig, RunConfig
+    from constrained_adapters.config.run import MethodConfig, RunConfig
 
 
 def run(
@@ -31,7 +31,7 @@ def run(
 
     The same command goes on where a run was stopped.
     """
-    from constrained_adapters.yaml_config import read_config
+    from constrained_adapters.config.yaml_file import read_config
 
     config = read_config(file)
     if output is not None:
@@ -61,7 +61,7 @@ def chosen_methods(config: RunConfig, names: list[str]) -> list[MethodConfig]:
         ConfigError: A name is there twice, or it is no name of recipes.
         UnknownNameError: It is neither in the file nor a recipe.
     """
-    from constrained_adapters.config import MethodConfig
+    from constrained_adapters.config.run import MethodConfig
     from constrained_adapters.errors import ConfigError
     from constrained_adapters.recipes import find_recipe, recipe_names
 

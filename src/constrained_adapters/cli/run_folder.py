@@ -27,7 +27,7 @@ MethodName = Annotated[
 
 def default_run_folder() -> Path:
     """The ``output`` of ``./crma.yaml``; where there is no such file, ``crma-run``."""
-    from constrained_adapters.yaml_config import read_config
+    from constrained_adapters.config.yaml_file import read_config
 
     here = Path("crma.yaml")
     return read_config(here).output if here.exists() else Path("crma-run")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from constrained_adapters.config.yaml_file import read_config
 from constrained_adapters.errors import WorkspaceError
 from constrained_adapters.workspace import Workspace
-from constrained_adapters.yaml_config import read_config
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from constrained_adapters.config import DomainConfig
+from constrained_adapters.config.run import DomainConfig
 from constrained_adapters.data.examples import Example, Form, Message
 from constrained_adapters.data.records import Record, shorten
 from constrained_adapters.errors import ConfigError, DataError, nearest

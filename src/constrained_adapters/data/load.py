@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from constrained_adapters.config import DomainConfig
+from constrained_adapters.config.run import DomainConfig
 from constrained_adapters.data.detect import detect_columns, make_examples
 from constrained_adapters.data.examples import Domain, fingerprint_examples
 from constrained_adapters.data.sources import Splits, read_source

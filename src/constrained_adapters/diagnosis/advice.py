@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from constrained_adapters.config.yaml_file import dump_value
 from constrained_adapters.diagnosis.risk import Level
-from constrained_adapters.yaml_config import dump_value
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from constrained_adapters.setting_base import Settings
+from constrained_adapters.config.base import Settings
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from constrained_adapters.adapters.files import CONFIG_FILE, read_adapter_config, read_facts
-from constrained_adapters.config import BaseConfig
+from constrained_adapters.config.run import BaseConfig
 from constrained_adapters.errors import ModelError, UsageError
 from constrained_adapters.export.lora import HUB_NAMES
 from constrained_adapters.export.plain import Pairs

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from constrained_adapters.adapters.files import read_facts
-from constrained_adapters.config import CRMAConfig
+from constrained_adapters.config.crma import CRMAConfig
 from constrained_adapters.errors import AdapterStateError, WorkspaceError
 from constrained_adapters.export.bases import BaseName, check_fits
 from constrained_adapters.export.folder import refuse_existing, write_record

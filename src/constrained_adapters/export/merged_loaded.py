@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from constrained_adapters.config import BaseConfig
+from constrained_adapters.config.run import BaseConfig
 from constrained_adapters.errors import ModelError
 from constrained_adapters.export.bases import BaseName
 from constrained_adapters.export.lora import DTYPES, DType, Mix

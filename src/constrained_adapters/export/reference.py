@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from constrained_adapters.adapters.files import read_facts
-from constrained_adapters.config import CRMAConfig
+from constrained_adapters.config.crma import CRMAConfig
 from constrained_adapters.errors import ModelError
 from constrained_adapters.export.bases import check_fits
 from constrained_adapters.export.check import Answers, Comparison, answer, coarsest, compare, prompt_ids

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from constrained_adapters.adapters.files import CONFIG_FILE, read_facts
-from constrained_adapters.config import check_domain_name
+from constrained_adapters.config.names import check_domain_name
 from constrained_adapters.errors import ConfigError, UnknownNameError, UsageError
 from constrained_adapters.model.domain_adapters import acting_adapters, adapter_home, mixed_adapters
 from constrained_adapters.workspace import Workspace

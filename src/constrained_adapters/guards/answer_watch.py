@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, final
 
-from constrained_adapters.collapse_config import PreventCollapseConfig
+from constrained_adapters.config.collapse import PreventCollapseConfig
 from constrained_adapters.evaluation.diversity import Diversity, measure_diversity
 from constrained_adapters.evaluation.fixed_prompts import FixedAnswers, FixedPrompts
 from constrained_adapters.guards.collapse_detector import CollapseDetector, Reading, Verdict

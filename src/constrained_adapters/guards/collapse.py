@@ -20,7 +20,8 @@ from transformers import (
 )
 from transformers.trainer_utils import SaveStrategy
 
-from constrained_adapters.collapse_config import PreventCollapseConfig
+from constrained_adapters.config.collapse import PreventCollapseConfig
+from constrained_adapters.config.errors import config_error
 from constrained_adapters.errors import AdapterStateError, ConfigError
 from constrained_adapters.guards.answer_watch import AnswerWatch
 from constrained_adapters.guards.collapse_detector import Verdict
@@ -29,7 +30,6 @@ from constrained_adapters.guards.healthy_checkpoints import HealthyCheckpoints
 from constrained_adapters.guards.remedies import EmbeddingNoise, LowerRate, reordered
 from constrained_adapters.guards.restarting import find_trainer, restart_training, restore
 from constrained_adapters.models.dropout import TrainingDropout
-from constrained_adapters.setting_errors import config_error
 from constrained_adapters.workspace import atomic_write_json
 
 STATE_FILE = "guard.json"
@@ -68,7 +68,7 @@ class PreventCollapse(TrainerCallback):
         config: All settings; or give single ones.
         tokenizer: Needed where the Trainer has no ``processing_class``.
         tell: Told of each return to a checkpoint, and of the end; a warning where none is given.
-        settings: Of :class:`~constrained_adapters.collapse_config.PreventCollapseConfig`.
+        settings: Of :class:`~constrained_adapters.config.collapse.PreventCollapseConfig`.
 
     Raises:
         ConfigError: A setting is unknown, out of range, or contradicts another.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, final
 
-from constrained_adapters.collapse_config import PreventCollapseConfig
+from constrained_adapters.config.collapse import PreventCollapseConfig
 from constrained_adapters.evaluation.diversity import Diversity, length_drift
 
 State = Literal["healthy", "suspect", "collapsed"]

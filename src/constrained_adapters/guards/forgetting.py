@@ -16,13 +16,13 @@ from typing import Any, final
 from pydantic import ValidationError
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from constrained_adapters.config.errors import config_error
+from constrained_adapters.config.guard import GuardConfig
 from constrained_adapters.errors import ConfigError
-from constrained_adapters.guard_config import GuardConfig
 from constrained_adapters.guards.figures import FiguresCallback
 from constrained_adapters.guards.last_good import LastGood
 from constrained_adapters.guards.probes import ProbeRow, Probes, Reading, encode_probe, warn_of_trained
 from constrained_adapters.guards.time_share import TimeShare
-from constrained_adapters.setting_errors import config_error
 from constrained_adapters.workspace import atomic_write_json
 
 STATE_FILE = "forgetting_guard.json"
@@ -48,7 +48,7 @@ class ForgettingGuard(FiguresCallback):
         baseline: For old domains the loss on these rows when they were learnt, nats per label.
         strengthen: Makes the constraint of this training stronger and says by how much; needed by ``action =
             "strengthen"`` unless the model has ``strengthen_constraint``, as a ``CRMAModel`` has.
-        **settings: As :class:`~constrained_adapters.guard_config.GuardConfig`.
+        **settings: As :class:`~constrained_adapters.config.guard.GuardConfig`.
 
     Raises:
         ConfigError: A setting is unknown or out of range, or names no old domain.

@@ -13,7 +13,8 @@ import torch
 
 from constrained_adapters.adapters.acting import ActingAdapters
 from constrained_adapters.adapters.lora import lora_config, lora_layers, start_small
-from constrained_adapters.config import Auto, CRMAConfig, check_domain_name
+from constrained_adapters.config.crma import Auto, CRMAConfig
+from constrained_adapters.config.names import check_domain_name
 from constrained_adapters.errors import AdapterStateError, ConfigError, ModelError, UnknownNameError
 from constrained_adapters.memory.probe import Rows
 from constrained_adapters.memory.reservoir import Reservoir

@@ -10,7 +10,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor
 
 from constrained_adapters.adapters.lora import AdapterPair
-from constrained_adapters.config import CRMAConfig
+from constrained_adapters.config.crma import CRMAConfig
 from constrained_adapters.constraints import (
     SUBSPACE_TYPES,
     Constraint,

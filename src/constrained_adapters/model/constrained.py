@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from constrained_adapters.adapters.lora import adapter_pairs, delta_weight, lora_layers
-from constrained_adapters.config import Auto, CRMAConfig
+from constrained_adapters.config.crma import Auto, CRMAConfig
 from constrained_adapters.constraints import SUBSPACE_TYPES
 from constrained_adapters.constraints.attach import Attachment, attach
 from constrained_adapters.errors import AdapterStateError, ConfigError, ModelError

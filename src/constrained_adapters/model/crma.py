@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, final
 
 from constrained_adapters.adapters.files import read_adapter_config, read_facts, write_adapter
-from constrained_adapters.config import BaseConfig, CRMAConfig
+from constrained_adapters.config.crma import CRMAConfig
+from constrained_adapters.config.run import BaseConfig
 from constrained_adapters.errors import AdapterStateError, ModelError
 from constrained_adapters.memory.kfac import KFACMemory
 from constrained_adapters.memory.reservoir import Reservoir
@@ -51,7 +52,7 @@ class CRMAModel(ConstrainedSet):
         """Load a base, and adapters if any.
 
         Args:
-            source: A :class:`~constrained_adapters.config.CRMAConfig`; or a base by hub name, folder or
+            source: A :class:`~constrained_adapters.config.crma.CRMAConfig`; or a base by hub name, folder or
                 ``"embedded"``; or a folder that :meth:`save_pretrained` wrote.
             adapters: Folders of adapters (:meth:`save_adapter`'s, or any PEFT LoRA); all become active.
             config: Settings, where ``source`` is a name; default: those of the first adapter.

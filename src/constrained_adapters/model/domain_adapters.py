@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from constrained_adapters.adapters.files import CONFIG_FILE
-from constrained_adapters.config import MethodConfig
+from constrained_adapters.config.run import MethodConfig
 from constrained_adapters.errors import ConfigError, ModelError, UnknownNameError, WorkspaceError
 from constrained_adapters.recipes import SHARED, Answers, find_recipe
 from constrained_adapters.workspace import Workspace, finished_domains

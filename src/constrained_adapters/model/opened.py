@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from constrained_adapters.adapters.files import read_facts
-from constrained_adapters.config import BaseConfig, CRMAConfig
+from constrained_adapters.config.crma import CRMAConfig
+from constrained_adapters.config.run import BaseConfig
 from constrained_adapters.model.crma import CRMAModel
 from constrained_adapters.model.domain_adapters import acting_adapters, adapter_home, mixed_adapters
 from constrained_adapters.models.embedded import EMBEDDED_NAME

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from constrained_adapters.config import PENALTY_WEIGHT
+from constrained_adapters.config.crma import PENALTY_WEIGHT
 from constrained_adapters.constraints import SUBSPACE_TYPES, Constraint, SubspaceConstraint
 from constrained_adapters.constraints.attach import attach, is_bound
 from constrained_adapters.constraints.in_turn import InTurn

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from constrained_adapters.assets import Progress
-from constrained_adapters.config import BaseConfig
+from constrained_adapters.config.run import BaseConfig
 from constrained_adapters.errors import ConfigError, MissingExtraError, ModelError, UsageError, nearest
 from constrained_adapters.models.embedded import EMBEDDED_NAME, embedded_model_path
 from constrained_adapters.models.fingerprint import fingerprint_model

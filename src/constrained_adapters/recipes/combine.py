@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from constrained_adapters.config import ConstraintType
+from constrained_adapters.config.crma import ConstraintType
 from constrained_adapters.errors import ConfigError, UnknownNameError
 from constrained_adapters.recipes.recipe import (
     BOTTLENECKS,

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from constrained_adapters.config import ConstraintType
+from constrained_adapters.config.crma import ConstraintType
 
 Trained = Literal[
     "nothing",

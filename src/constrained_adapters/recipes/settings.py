@@ -6,14 +6,8 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from constrained_adapters.config import (
-    PENALTY_WEIGHT,
-    AdapterConfig,
-    BaseConfig,
-    CRMAConfig,
-    MethodConfig,
-    RunConfig,
-)
+from constrained_adapters.config.crma import PENALTY_WEIGHT, CRMAConfig
+from constrained_adapters.config.run import AdapterConfig, BaseConfig, MethodConfig, RunConfig
 from constrained_adapters.errors import ConfigError, UnknownNameError
 from constrained_adapters.recipes.combine import ON_ADAPTERS, Answers, combine, recipe_names
 from constrained_adapters.recipes.effective import ACTS_ON

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from constrained_adapters.config.yaml_file import read_config
 from constrained_adapters.data.examples import Domain
 from constrained_adapters.data.load import load_domain
 from constrained_adapters.errors import DataError, WorkspaceError
@@ -17,7 +18,6 @@ from constrained_adapters.routing.keywords import write_keywords
 from constrained_adapters.routing.own_text import write_own_text
 from constrained_adapters.routing.statistics import PromptStatistics
 from constrained_adapters.workspace import Workspace, atomic_write_json, finished_domains
-from constrained_adapters.yaml_config import read_config
 
 NUM_PROMPTS = 128
 """Prompts of a domain that its statistics are of."""

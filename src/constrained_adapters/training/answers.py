@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from constrained_adapters.collapse_config import PreventCollapseConfig
-from constrained_adapters.config import MethodConfig
+from constrained_adapters.config.collapse import PreventCollapseConfig
+from constrained_adapters.config.run import MethodConfig
 from constrained_adapters.memory.diagonal import DiagonalMemory
 from constrained_adapters.objectives import Objective, make_objective
 from constrained_adapters.recipes import find_recipe

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, Trai
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
-from constrained_adapters.config import TrainingConfig
+from constrained_adapters.config.run import TrainingConfig
 from constrained_adapters.data.tokens import TokenDataset, collate
 from constrained_adapters.errors import TrainingError, UnknownNameError
 from constrained_adapters.guards.figures import FiguresCallback

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from constrained_adapters.config import MethodConfig
+from constrained_adapters.config.guard import GuardConfig
+from constrained_adapters.config.run import MethodConfig
 from constrained_adapters.constraints.attach import strengthen
 from constrained_adapters.data.tokens import Tokens
-from constrained_adapters.guard_config import GuardConfig
 from constrained_adapters.guards.forgetting import ForgettingGuard
 from constrained_adapters.recipes import find_recipe
 

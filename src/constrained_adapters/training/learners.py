@@ -11,7 +11,7 @@ from constrained_adapters.adapters.bottleneck import NAMED, Bottlenecks
 from constrained_adapters.adapters.inserted import Family, InsertedModel
 from constrained_adapters.adapters.progressive import Columns
 from constrained_adapters.adapters.selection import Part, Which
-from constrained_adapters.config import MethodConfig, RunConfig
+from constrained_adapters.config.run import MethodConfig, RunConfig
 from constrained_adapters.memory.directions import CAPACITY
 from constrained_adapters.model import CRMAModel
 from constrained_adapters.models.decoder import decoder_layers

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from constrained_adapters.config import DomainConfig, MethodConfig, RunConfig, TrainingConfig
+from constrained_adapters.config.run import DomainConfig, MethodConfig, RunConfig, TrainingConfig
 from constrained_adapters.data.examples import Domain, Example
 from constrained_adapters.data.load import load_domain
 from constrained_adapters.data.tokens import TokenDataset, Tokens

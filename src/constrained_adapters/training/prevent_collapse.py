@@ -12,8 +12,8 @@ from torch.utils.data import ConcatDataset
 from transformers import Trainer
 from transformers.trainer_pt_utils import LabelSmoother
 
-from constrained_adapters.collapse_config import PreventCollapseConfig
-from constrained_adapters.config import DomainConfig, TrainingConfig
+from constrained_adapters.config.collapse import PreventCollapseConfig
+from constrained_adapters.config.run import DomainConfig, TrainingConfig
 from constrained_adapters.data.load import load_domain
 from constrained_adapters.data.tokens import TokenDataset
 from constrained_adapters.errors import AdapterStateError, ConfigError
@@ -40,7 +40,7 @@ def prevent_collapse(
     Args:
         trainer: A ``transformers.Trainer`` or one made of it, such as TRL's ``SFTTrainer``, before training.
         config: All settings; or give single ones.
-        settings: Of :class:`~constrained_adapters.collapse_config.PreventCollapseConfig`. Parts are
+        settings: Of :class:`~constrained_adapters.config.collapse.PreventCollapseConfig`. Parts are
             switched off one by one: ``warmup_ratio=None``, ``label_smoothing=0``, ``general_ratio=0``,
             ``guard=False``.
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from constrained_adapters.collapse_config import PreventCollapseConfig
-from constrained_adapters.config import MethodConfig, TrainingConfig
+from constrained_adapters.config.collapse import PreventCollapseConfig
+from constrained_adapters.config.run import MethodConfig, TrainingConfig
 from constrained_adapters.guards.collapse import PreventCollapse
 
 if TYPE_CHECKING:

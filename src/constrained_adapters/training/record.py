@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from constrained_adapters.adapters.change import weight_change
-from constrained_adapters.config import MethodConfig, RunConfig
+from constrained_adapters.config.run import MethodConfig, RunConfig
 from constrained_adapters.data.examples import Domain
 from constrained_adapters.evaluation.calibration import measured_increases
 from constrained_adapters.evaluation.intervals import summary_intervals

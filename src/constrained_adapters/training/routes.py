@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from constrained_adapters.config import MethodConfig, RunConfig
+from constrained_adapters.config.run import MethodConfig, RunConfig
 from constrained_adapters.data.examples import Domain
 from constrained_adapters.recipes import find_recipe
 from constrained_adapters.routing.build import domain_prompts, note_domain

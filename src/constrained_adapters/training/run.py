@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from constrained_adapters.config import DomainConfig, MethodConfig, RunConfig
+from constrained_adapters.config.run import DomainConfig, MethodConfig, RunConfig
+from constrained_adapters.config.yaml_file import dump_config
 from constrained_adapters.data.examples import Example, fingerprint_examples
 from constrained_adapters.data.load import load_domain
 from constrained_adapters.evaluation.summary import with_references
@@ -27,7 +28,6 @@ from constrained_adapters.training.record import method_result
 from constrained_adapters.training.sequence import DomainSequence
 from constrained_adapters.training.trackers import check_trackers
 from constrained_adapters.workspace import Workspace, atomic_write_text
-from constrained_adapters.yaml_config import dump_config
 
 
 def run_config(config: RunConfig, *, observer: RunObserver | None = None, fresh: bool = False) -> RunResult:

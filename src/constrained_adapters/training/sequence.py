@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from constrained_adapters.config import CRMAConfig, MethodConfig, RunConfig
+from constrained_adapters.config.crma import CRMAConfig
+from constrained_adapters.config.run import MethodConfig, RunConfig
 from constrained_adapters.data.examples import Domain
 from constrained_adapters.data.tokens import TokenDataset, Tokens
 from constrained_adapters.evaluation.calibration import measured_increases

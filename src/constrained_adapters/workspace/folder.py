@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from constrained_adapters.config import check_domain_name
+from constrained_adapters.config.names import check_domain_name
 from constrained_adapters.errors import WorkspaceError
 from constrained_adapters.workspace.atomic import atomic_write_json, disk_errors, recover
 from constrained_adapters.workspace.ledger import Ledger

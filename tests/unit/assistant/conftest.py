@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from constrained_adapters.assistant import Decoding, SimpleDomainAdapter
-from constrained_adapters.config import TrainingConfig
+from constrained_adapters.config.run import TrainingConfig
 from constrained_adapters.routing import own_text
 
 TRAINING = TrainingConfig(steps=4, batch_size=4, learning_rate=1e-2, max_length_tokens=48)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from constrained_adapters.benchmark.plan import Plan, read_plan
-from constrained_adapters.config import RunConfig
+from constrained_adapters.config.run import RunConfig
 from constrained_adapters.evaluation.summary import summarise
 from constrained_adapters.results import Curve, DomainRecord, MethodResult, RunResult, Sample
 

@@ -7,9 +7,9 @@ import types
 
 import pytest
 
+from constrained_adapters.config.yaml_file import dump_config, read_config
 from constrained_adapters.errors import TrainingError
 from constrained_adapters.workspace import Workspace
-from constrained_adapters.yaml_config import dump_config, read_config
 
 
 @pytest.fixture

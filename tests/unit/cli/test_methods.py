@@ -7,7 +7,7 @@ import json
 import pytest
 
 from constrained_adapters.cli.run import chosen_methods
-from constrained_adapters.config import DomainConfig, MethodConfig, RunConfig
+from constrained_adapters.config.run import DomainConfig, MethodConfig, RunConfig
 from constrained_adapters.errors import ConfigError, UnknownNameError
 from constrained_adapters.recipes import ALIASES, RECIPES
 

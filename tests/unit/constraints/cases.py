@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained_adapters.adapters.lora import AdapterPair
-from constrained_adapters.config import CRMAConfig
+from constrained_adapters.config.crma import CRMAConfig
 from constrained_adapters.constraints.base import Constraint
 from constrained_adapters.constraints.ewc import EWCConstraint
 from constrained_adapters.constraints.ewc_lora import EWCLoRAConstraint

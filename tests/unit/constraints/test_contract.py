@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adafactor, AdamW
 
 import constrained_adapters.constraints as room
-from constrained_adapters.config import ConstraintType
+from constrained_adapters.config.crma import ConstraintType
 from constrained_adapters.constraints.attach import attach
 from constrained_adapters.constraints.base import Constraint
 from constrained_adapters.constraints.penalty import PenaltyConstraint

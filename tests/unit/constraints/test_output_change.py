@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from constrained_adapters.adapters.lora import AdapterPair
-from constrained_adapters.config import CRMAConfig
+from constrained_adapters.config.crma import CRMAConfig
 from constrained_adapters.constraints.output_change import OutputChangeConstraint, times, weighted_square
 from constrained_adapters.memory.frequent_directions import FrequentDirections
 from constrained_adapters.memory.protected import ProtectedSpace

@@ -8,7 +8,7 @@ import quadprog
 import torch
 
 from constrained_adapters.adapters.lora import delta_weight
-from constrained_adapters.config import CRMAConfig
+from constrained_adapters.config.crma import CRMAConfig
 from constrained_adapters.constraints.predicted import Curvature, PredictedGradientConstraint
 from constrained_adapters.memory.factors import Factor
 from constrained_adapters.model.binding import make_constraint

@@ -1,6 +1,6 @@
 import pytest
 
-from constrained_adapters.config import DomainConfig
+from constrained_adapters.config.run import DomainConfig
 from constrained_adapters.data.detect import detect_columns, make_examples
 from constrained_adapters.data.examples import Example, Message
 from constrained_adapters.data.records import Record

@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from constrained_adapters.config import DomainConfig
+from constrained_adapters.config.run import DomainConfig
 from constrained_adapters.data.examples import Example, fingerprint_examples
 from constrained_adapters.data.load import load_domain
 from constrained_adapters.errors import ConfigError, DataError

@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from constrained_adapters.cli.main import app
-from constrained_adapters.config import CRMAConfig
+from constrained_adapters.config.crma import CRMAConfig
 from constrained_adapters.data.examples import Domain, Example
 from constrained_adapters.diagnosis.beliefs import denied_beliefs
 from constrained_adapters.diagnosis.diagnose import diagnose, diagnose_sequence
@@ -140,7 +140,7 @@ def command(tmp_path, tiny_llama, tiny_tokenizer):
 
 
 def test_the_command_says_why_and_writes_settings_that_read(command, tmp_path):
-    from constrained_adapters.yaml_config import read_config
+    from constrained_adapters.config.yaml_file import read_config
 
     old, new = write(tmp_path / "law.jsonl", "law", "a"), write(tmp_path / "med.jsonl", "law", "z")
     done = command("--old", old, "--new", new, "--write", str(tmp_path / "crma.yaml"))

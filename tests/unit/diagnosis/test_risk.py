@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from constrained_adapters.config.yaml_file import read_config
 from constrained_adapters.diagnosis.advice import advice_yaml, advise
 from constrained_adapters.diagnosis.risk import Signals, assess, highest
 from constrained_adapters.diagnosis.settings import DiagnosisSettings
 from constrained_adapters.recipes import find_recipe
-from constrained_adapters.yaml_config import read_config
 
 SETTINGS = DiagnosisSettings()
 

@@ -12,7 +12,8 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from constrained_adapters.config import BaseConfig, CRMAConfig
+from constrained_adapters.config.crma import CRMAConfig
+from constrained_adapters.config.run import BaseConfig
 from constrained_adapters.model import CRMAModel
 from constrained_adapters.models.load import load_base
 from constrained_adapters.workspace import Workspace

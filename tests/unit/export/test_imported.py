@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from constrained_adapters.config import CRMAConfig
+from constrained_adapters.config.crma import CRMAConfig
 from constrained_adapters.errors import AdapterStateError, ModelError, WorkspaceError
 from constrained_adapters.export.bases import BaseName
 from constrained_adapters.export.bases import open_base as load

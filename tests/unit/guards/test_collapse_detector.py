@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from constrained_adapters.collapse_config import PreventCollapseConfig
+from constrained_adapters.config.collapse import PreventCollapseConfig
 from constrained_adapters.evaluation.diversity import Diversity
 from constrained_adapters.guards.collapse_detector import CollapseDetector, Reading
 from constrained_adapters.guards.time_share import FEWEST_TOKENS, TimeShare

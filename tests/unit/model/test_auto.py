@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from constrained_adapters.config import STRICTEST_AUTO, CRMAConfig, MethodConfig
+from constrained_adapters.config.crma import STRICTEST_AUTO, CRMAConfig
+from constrained_adapters.config.run import MethodConfig
 from constrained_adapters.constraints import SUBSPACE_TYPES
 from constrained_adapters.errors import AdapterStateError, ConfigError, TrainingError
 from constrained_adapters.memory.factors import Factor

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from constrained_adapters.assets import cache_path
-from constrained_adapters.config import BaseConfig
+from constrained_adapters.config.run import BaseConfig
 from constrained_adapters.errors import AssetError
 from constrained_adapters.models import embedded
 from constrained_adapters.models.embedded import embedded_model_path

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import BertConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from constrained_adapters.config import BaseConfig
+from constrained_adapters.config.run import BaseConfig
 from constrained_adapters.errors import ConfigError, ModelError, UsageError
 from constrained_adapters.models import load, placement
 from constrained_adapters.models.load import load_base

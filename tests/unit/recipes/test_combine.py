@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from constrained_adapters.config import PENALTY_WEIGHT, MethodConfig
+from constrained_adapters.config.crma import PENALTY_WEIGHT
+from constrained_adapters.config.run import MethodConfig
 from constrained_adapters.errors import ConfigError, UnknownNameError
 from constrained_adapters.recipes import (
     ALIASES,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, Qwen2Config, Qwen2ForCausalLM
 
-from constrained_adapters.config import RunConfig
+from constrained_adapters.config.run import RunConfig
 from constrained_adapters.results import RunResult
 from constrained_adapters.training.observer import SilentObserver
 from constrained_adapters.training.run import run_config

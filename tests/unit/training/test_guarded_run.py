@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import set_seed
 
-from constrained_adapters.config import TrainingConfig
+from constrained_adapters.config.run import TrainingConfig
 from constrained_adapters.data.examples import Example
 from constrained_adapters.data.tokens import TokenDataset, encode_example
 from constrained_adapters.errors import MissingExtraError, TrainingError, UnknownNameError

@@ -10,7 +10,7 @@ import torch
 from constrained_adapters.adapters.bottleneck import Bottlenecks
 from constrained_adapters.adapters.inserted import InsertedModel
 from constrained_adapters.adapters.progressive import Columns
-from constrained_adapters.config import TrainingConfig
+from constrained_adapters.config.run import TrainingConfig
 from constrained_adapters.data.tokens import TokenDataset, Tokens
 from constrained_adapters.errors import ConfigError
 from constrained_adapters.memory.diagonal import DiagonalMemory

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from constrained_adapters.config import TrainingConfig
+from constrained_adapters.config.run import TrainingConfig
 from constrained_adapters.data.tokens import TokenDataset, Tokens, collate
 from constrained_adapters.objectives import (
     LabelledDataset,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from constrained_adapters.config import DomainConfig
+from constrained_adapters.config.run import DomainConfig
 from constrained_adapters.data.load import load_domain
 from constrained_adapters.errors import ConfigError, ModelError, UnknownNameError, WorkspaceError
 from constrained_adapters.evaluation.items import mean_scores

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from constrained_adapters.config import AdapterConfig, BaseConfig, MethodConfig, TrainingConfig
+from constrained_adapters.config.run import AdapterConfig, BaseConfig, MethodConfig, TrainingConfig
 from constrained_adapters.errors import ConfigError, UnknownNameError
 from constrained_adapters.recipes import RECIPES, find_recipe, model_config
 from constrained_adapters.training.callbacks import WHOLE, CurveRecorder, last_whole_checkpoint

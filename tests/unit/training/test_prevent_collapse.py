@@ -10,8 +10,8 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LabelSmoother
 
 from constrained_adapters import PreventCollapse, prevent_collapse
-from constrained_adapters.collapse_config import PreventCollapseConfig
-from constrained_adapters.config import MethodConfig, TrainingConfig
+from constrained_adapters.config.collapse import PreventCollapseConfig
+from constrained_adapters.config.run import MethodConfig, TrainingConfig
 from constrained_adapters.data.tokens import IGNORED
 from constrained_adapters.errors import AdapterStateError, ConfigError, ConstrainedAdaptersError
 from constrained_adapters.objectives import CrossEntropy

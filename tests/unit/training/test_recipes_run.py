@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from constrained_adapters.config import BaseConfig, MethodConfig
+from constrained_adapters.config.run import BaseConfig, MethodConfig
 from constrained_adapters.errors import ConfigError, UsageError, WorkspaceError
 from constrained_adapters.memory.diagonal import DiagonalMemory
 from constrained_adapters.recipes import RECIPES, find_recipe

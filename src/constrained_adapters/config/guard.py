@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from constrained_adapters.setting_base import Settings
+from constrained_adapters.config.base import Settings
 
 Increase = Annotated[float, Field(gt=0.0)]
 Action = Literal["stop", "strengthen", "roll_back"]

@@ -17,10 +17,10 @@ import yaml
 from pydantic import ValidationError
 from yaml.nodes import MappingNode, Node, SequenceNode
 
-from constrained_adapters.config import RunConfig
+from constrained_adapters.config.base import Settings
+from constrained_adapters.config.errors import Location, config_error
+from constrained_adapters.config.run import RunConfig
 from constrained_adapters.errors import ConfigError, nearest
-from constrained_adapters.setting_base import Settings
-from constrained_adapters.setting_errors import Location, config_error
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 

@@ -1,193 +1,21 @@
-"""Every setting: :class:`CRMAConfig` for the library and the strict models of ``crma.yaml``.
+"""The sections of ``crma.yaml``.
 
 All models refuse unknown keys. A ``crma.yaml`` is read by
-:func:`constrained_adapters.yaml_config.read_config`, which adds file and line to each error.
+:func:`constrained_adapters.config.yaml_file.read_config`, which adds file and line to each error.
 """
 
 from __future__ import annotations
 
-import unicodedata
-import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
-from constrained_adapters.collapse_config import PreventCollapseConfig
-from constrained_adapters.guard_config import GuardConfig
-from constrained_adapters.setting_base import Settings
-from constrained_adapters.setting_errors import config_error
-
-ConstraintType = Literal["fisher", "diagonal", "gem", "agem", "orthogonal", "none"]
-Auto = Literal["auto"]
-Rank = Annotated[int, Field(ge=1, le=4096)]
-Strength = Annotated[float, Field(ge=0.0, le=1.0)]
-Weight = Annotated[float, Field(ge=0.0)]
-
-STRICTEST_AUTO = 0.99
-"""The highest strength that ``constraint_strength="auto"`` may choose."""
-
-PENALTY_WEIGHT = 100.0
-"""λ of the penalty that ``fisher`` puts on what stays open."""
-
-RESERVED_NAMES = frozenset({"base", "auto", "general", "default"})
-
-
-def check_domain_name(name: str) -> str:
-    """Return a domain's name, NFC-normalised, or say why it cannot be one.
-
-    Letters and digits of any script, ``_``, ``-`` and inner spaces are allowed: the name is a
-    folder, an adapter and later a model's name on the server.
-
-    >>> check_domain_name("数学")
-    '数学'
-    >>> check_domain_name("../x")
-    Traceback (most recent call last):
-    ...
-    ValueError: '../x' cannot be a domain's name: use letters, digits, '_', '-' and inner spaces
-
-    Raises:
-        ValueError: The name cannot be a domain's.
-    """
-    normal = check_name(name, "domain")
-    if normal.lower() in RESERVED_NAMES or hasattr(dict, normal):
-        raise ValueError(f"{name!r} is a reserved name: choose another, such as '{normal}_domain'")
-    return normal
-
-
-def check_name(name: str, kind: str = "method") -> str:
-    """Return what can name a folder, NFC-normalised; a method may have a name that no domain may, and ``+``.
-
-    Raises:
-        ValueError: It has characters that a folder's name should not have.
-    """
-    normal = unicodedata.normalize("NFC", name)
-    signs = "_-+ " if kind == "method" else "_- "
-    allowed = all(
-        char.isalnum() or char in signs or unicodedata.category(char).startswith("M") for char in normal
-    )
-    if (
-        not normal
-        or not allowed
-        or normal != normal.strip()
-        or normal[0] in "-_+"
-        or len(normal.encode()) > 100
-    ):
-        or_plus = ", '+'" if "+" in signs else ""
-        raise ValueError(
-            f"{name!r} cannot be a {kind}'s name: use letters, digits, '_', '-'{or_plus} and inner spaces"
-        )
-    return normal
-
-
-DomainName = Annotated[str, AfterValidator(check_domain_name)]
-
-
-class CRMAConfig(Settings):
-    """Settings of the CRMA adapters of one base model.
-
-    A CRMA adapter is a LoRA adapter: ``ΔW = residual_scaling · B · A`` on ``domain_specific_layers``
-    (A: r × d_in, B: d_out × r), trained under a constraint from the memories of the finished domains.
-
-    Attributes:
-        base_model_name: A hub name, a folder, or ``"embedded"`` for the packaged default model.
-        adapter_dim: Rank r of each adapter, or ``"auto"``: chosen for each domain from its own examples.
-        constraint_strength: Share of what each memory protects that no step may touch, 0 … 1.
-            0 is plain LoRA, bit for bit; 1 closes every direction, so nothing is learnt. ``"auto"``: the
-            strictest that leaves the domain room to learn; see :mod:`constrained_adapters.model.auto`.
-        gradient_memory_size: Most examples per domain that its memory is made from.
-        residual_scaling: The factor in front of B · A.
-        domain_specific_layers: Names of the adapted linear layers, or ``"auto"`` for the attention
-            projections that suit the architecture.
-        penalty_weight: With type ``fisher``: λ of the penalty on what stays open, see
-            :mod:`constrained_adapters.constraints.output_change`; 0 switches it off.
-        use_gradient_constraint: False switches the constraint off (as strength 0 does).
-        constraint_type: How the memory binds the step; see :mod:`constrained_adapters.constraints`.
-        protect_base: Also keep a memory of the base's own knowledge, from text that it writes itself.
-        layers_to_transform: Indices of the decoder layers that are adapted; None adapts all.
-        dtype: Weights of the base: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-        quantization: ``"4bit"`` or ``"8bit"`` (bitsandbytes; GPU or CPU), or None.
-        gradient_checkpointing: Trade time for memory while training.
-        init_std: Standard deviation of the start values of B; those of A are 1/√d_in.
-
-    Raises:
-        ConfigError: An unknown field or a value out of range.
-
-    >>> CRMAConfig(base_model_name="embedded", constraint_strength=0.8).adapter_dim
-    64
-    """
-
-    base_model_name: str
-    adapter_dim: Rank | Auto = 64
-    constraint_strength: Strength | Auto = 0.8
-    penalty_weight: Weight = PENALTY_WEIGHT
-    gradient_memory_size: int = Field(default=1000, ge=1)
-    residual_scaling: float = Field(default=0.2, gt=0.0)
-    domain_specific_layers: list[str] | Literal["auto"] = Field(default=["q_proj", "v_proj", "o_proj"])
-    use_gradient_constraint: bool = True
-    constraint_type: ConstraintType = "fisher"
-    protect_base: bool = True
-    layers_to_transform: list[int] | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    quantization: Literal["4bit", "8bit"] | None = None
-    gradient_checkpointing: bool = False
-    init_std: float = Field(default=1e-4, gt=0.0)
-
-    def __init__(self, **data: Any) -> None:
-        try:
-            super().__init__(**data)
-        except ValidationError as error:
-            raise config_error(error, type(self), where="CRMAConfig") from None
-
-    @model_validator(mode="after")
-    def _warn_about_strength(self) -> Self:
-        if self.effective_strength == 1.0:
-            warnings.warn(
-                "constraint_strength=1.0 closes every direction that a memory knows: "
-                "later domains learn nothing",
-                stacklevel=4,
-            )
-        elif 0.0 < self.effective_strength < 0.7:
-            warnings.warn(
-                f"constraint_strength={self.effective_strength} is under 0.7: "
-                "expect finished domains to be forgotten",
-                stacklevel=4,
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _auto_suits_type(self) -> Self:
-        check_auto_strength(self.constraint_strength, self.constraint_type)
-        return self
-
-    @property
-    def effective_strength(self) -> float:
-        """The strength that acts: 0 where the constraint is switched off or of type none.
-
-        For ``"auto"`` the strictest that may be chosen: memories are kept for it.
-        """
-        if not self.use_gradient_constraint or self.constraint_type == "none":
-            return 0.0
-        return STRICTEST_AUTO if self.constraint_strength == "auto" else self.constraint_strength
-
-
-def check_auto_strength(strength: float | str | None, constraint_type: ConstraintType | None) -> None:
-    """Refuse ``"auto"`` where no directions are closed whose share of a gradient could be measured.
-
-    Raises:
-        ValueError: The type is one that acts on predicted gradients.
-    """
-    if strength == "auto" and constraint_type in {"gem", "agem", "diagonal"}:
-        raise ValueError(
-            f"constraint_strength 'auto' suits the types fisher and orthogonal only, not "
-            f"{constraint_type!r}: give a number"
-        )
+from constrained_adapters.config.base import Settings
+from constrained_adapters.config.collapse import PreventCollapseConfig
+from constrained_adapters.config.crma import Auto, ConstraintType, Rank, Strength, Weight, check_auto_strength
+from constrained_adapters.config.guard import GuardConfig
+from constrained_adapters.config.names import DomainName, check_name
 
 
 class BaseConfig(Settings):

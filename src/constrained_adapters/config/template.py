@@ -11,8 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from constrained_adapters.collapse_config import PreventCollapseConfig
-from constrained_adapters.config import (
+from constrained_adapters.config.collapse import PreventCollapseConfig
+from constrained_adapters.config.guard import GuardConfig
+from constrained_adapters.config.run import (
     AdapterConfig,
     BaseConfig,
     DomainConfig,
@@ -21,8 +22,7 @@ from constrained_adapters.config import (
     RunConfig,
     TrainingConfig,
 )
-from constrained_adapters.guard_config import GuardConfig
-from constrained_adapters.yaml_config import dump_value
+from constrained_adapters.config.yaml_file import dump_value
 
 DEMO_DOMAINS = {
     "medicine": "packaged:medicine",

@@ -9,12 +9,12 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from constrained_adapters.collapse_config import PreventCollapseConfig
-from constrained_adapters.config import DomainConfig, MethodConfig, RunConfig
+from constrained_adapters.config.collapse import PreventCollapseConfig
+from constrained_adapters.config.guard import GuardConfig
+from constrained_adapters.config.run import DomainConfig, MethodConfig, RunConfig
+from constrained_adapters.config.template import EXPLAINED, template
+from constrained_adapters.config.yaml_file import absolute_source, dump_config, dump_value, read_config
 from constrained_adapters.errors import ConfigError
-from constrained_adapters.guard_config import GuardConfig
-from constrained_adapters.yaml_config import absolute_source, dump_config, dump_value, read_config
-from constrained_adapters.yaml_template import EXPLAINED, template
 
 SWITCHED = {"prevent_collapse": PreventCollapseConfig}
 DOMAINS = "domains:\n  - {name: law, data: law.jsonl}\n"
@@ -213,7 +213,7 @@ def test_a_dumped_configuration_reads_back_the_same(read):
     "value", ["no", "1e3", "", "a: b", "- x", "null", "ⅷ", 3, 0.001, 1e-7, True, None, ["a, b", 2]]
 )
 def test_a_dumped_value_reads_back_the_same(value):
-    from constrained_adapters.yaml_config import _Loader
+    from constrained_adapters.config.yaml_file import _Loader
 
     text = dump_value({"key": value})
     assert "\n" not in text

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from constrained_adapters.setting_base import Settings
+from constrained_adapters.config.base import Settings
 
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
 Remedy = Literal["lower_rate", "new_order", "embedding_noise"]
