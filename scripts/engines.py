@@ -6,6 +6,7 @@
 * ``vllm``: vLLM's CPU build with its requirements, but none for pictures and sound; about 2 GB.
 * ``llama_cpp``: llama-cpp-python, compiled from its source package (half an hour on one core; needs a C++
   compiler), and llama.cpp's own converters, which that package ships; about 100 MB.
+* ``llama_server``: llama.cpp's own server, as xllamacpp carries it, compiled; 140 MB.
 * ``sglang``: the files of SGLang that read an adapter's configuration, nothing of which is installed; 40 MB.
 
 A wheel that lies in ``.engines/wheels`` is used and not fetched or built again. Only the standard library
@@ -31,6 +32,7 @@ WHEELS = HOME / "wheels"
 TORCH = "2.13.0"
 VLLM = "0.32.0"
 LLAMA_CPP_PYTHON = "0.3.36"
+XLLAMACPP = "2026.10.11549"
 SGLANG = "0.5.23"
 # Of vLLM's requirements these are left out: torch is there already, the others only see and hear.
 NOT_WANTED = {"torch", "torchvision", "torchaudio", "torchcodec"}
@@ -39,7 +41,12 @@ CONVERTERS = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion", 
 
 def main() -> None:
     """Install the engines named on the command line, one process at a time."""
-    known: dict[str, Callable[[], None]] = {"vllm": vllm, "llama_cpp": llama_cpp, "sglang": sglang}
+    known: dict[str, Callable[[], None]] = {
+        "vllm": vllm,
+        "llama_cpp": llama_cpp,
+        "llama_server": llama_server,
+        "sglang": sglang,
+    }
     names = sys.argv[1:] or list(known)
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -105,6 +112,16 @@ def lay_converters(pip: list[str]) -> None:
                 archive.extract(member, new, filter="data")
     source.unlink()
     new.rename(target)
+
+
+def llama_server() -> None:
+    """Install the package that carries llama.cpp's server; scripts/llama_server.py runs it."""
+    wanted = f"xllamacpp {XLLAMACPP}"
+    if is_installed("llama_server", wanted):
+        return
+    pip = environment("llama_server")
+    run([*pip, "install", "-q", str(download(pip, f"xllamacpp=={XLLAMACPP}", "xllamacpp", XLLAMACPP))])
+    done("llama_server", wanted)
 
 
 def sglang() -> None:
