@@ -1,11 +1,13 @@
 """What serving costs and gains, each figure a ratio within one run; and a soak of ten thousand requests.
 
 Run:   python benchmarks/serving.py --run runs/demo [--only throughput|first_token|soak] [--vllm PATH]
+           [--llama PYTHON]
 Makes: benchmarks/results/serving-<device>-<date>.json; with --only, serving-<device>-<date>-<name>.json
 
 throughput   16 clients of mixed domains at once against the same 16 requests one by one, against PEFT's mixed
-             batch (all 16 known beforehand, one ``generate``) and against vLLM, where it is installed, behind
-             the same front with the same adapters. Answers have a fixed length; sides take turns.
+             batch (all 16 known beforehand, one ``generate``), and against vLLM and llama.cpp's server, where
+             they are installed (scripts/engines.py), behind the same front with the same adapters. Answers
+             have a fixed length; sides take turns.
 first_token  Time to the first token of a request on an idle server, and while 15 others are being written.
 soak         A tiny random model: requests of all domains, cancels, bad bodies and adapters that change, from
              24 clients; each answer is compared with that of its adapter computed without a server.
@@ -20,12 +22,14 @@ import asyncio
 import json
 import os
 import re
+import socket
 import statistics
+import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,14 +40,18 @@ import uvicorn
 from peft import PeftModel
 from serving_soak import gauge, soak
 
-from constrained_adapters.export.lora import export_lora
+from constrained_adapters.export.bases import find_base
+from constrained_adapters.export.checkpoint import find_checkpoint
+from constrained_adapters.export.gguf_base import write_gguf
+from constrained_adapters.export.gguf_lora import write_gguf_lora
+from constrained_adapters.export.lora import export_lora, make_mix
 from constrained_adapters.model.domain_adapters import adapter_home
 from constrained_adapters.model.opened import load_run_base, open_workspace
 from constrained_adapters.serving.app import create_app
 from constrained_adapters.serving.local import LocalEngine
 from constrained_adapters.serving.server import listen
 from constrained_adapters.serving.settings import ServeSettings
-from constrained_adapters.serving.upstream_launch import vllm_engine
+from constrained_adapters.serving.upstream_launch import upstream_engine, vllm_engine
 from constrained_adapters.serving.vllm import COMMAND_VARIABLE, find_vllm
 from constrained_adapters.training.run import environment
 from constrained_adapters.workspace import find_workspace
@@ -70,7 +78,7 @@ def main() -> None:
         if options.only in (None, name):
             results[name] = measure(options)
             print(f"{name}: {json.dumps(results[name].get('ratios', results[name]))}", flush=True)
-    unsaid = {"results", "run", "vllm"}
+    unsaid = {"results", "run", "vllm", "llama"}
     settings = {key: value for key, value in vars(options).items() if key not in unsaid}
     record = {
         "what": __doc__.split("\n")[0],
@@ -99,6 +107,7 @@ def read_options() -> Any:
     parser.add_argument("--tokens", type=int, default=24, help="tokens of each answer")
     parser.add_argument("--requests", type=int, default=10_000, help="of the soak")
     parser.add_argument("--vllm", type=Path, help="vLLM's command; left out: vLLM is not measured")
+    parser.add_argument("--llama", type=Path, help="python of .engines/llama_server; left out: not measured")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     return parser.parse_args()
 
@@ -121,12 +130,70 @@ def throughput(options: Any) -> Result:
             "one by one": lambda count: asyncio.run(ask_all(here, bodies[:count], together=False)),
             "peft mixed batch": peft_side(opened, bodies, options, Path(folder)),
         }
-        if find_vllm() is None:
+        with ExitStack() as engines:
+            workspace = find_workspace(options.run)
+            if find_vllm() is not None:
+                engine, _ = vllm_engine(workspace, settings, print)
+                sides["vllm together"] = front(engines, engine, settings, bodies)
+            if options.llama:
+                behind = engines.enter_context(llama_server(opened, options, Path(folder)))
+                engine, _ = upstream_engine(workspace, behind, settings, print)
+                sides["llama.cpp together"] = front(engines, engine, settings, bodies)
             return compare(sides, options)
-        engine, _ = vllm_engine(find_workspace(options.run), settings, print)
-        with running(create_app(engine, settings, base_name="base")) as there:
-            sides["vllm together"] = lambda count: asyncio.run(ask_all(there, bodies[:count], together=True))
-            return compare(sides, options)
+
+
+def front(engines: ExitStack, engine: Any, settings: ServeSettings, bodies: list[dict[str, Any]]) -> Side:
+    """All requests at once to our front before another engine, which runs as long as ``engines``."""
+    there = engines.enter_context(running(create_app(engine, settings, base_name="base")))
+    return lambda count: asyncio.run(ask_all(there, bodies[:count], together=True))
+
+
+@contextmanager
+def llama_server(opened: Any, options: Any, folder: Path) -> Iterator[str]:
+    """llama.cpp's server with the base and every adapter of the run in float32; its address."""
+    config = opened.base.model.config
+    adapters = {name for weights in opened.adapters.values() for name in weights}
+    files = {name: folder / f"{name}.gguf" for name in sorted(adapters)}
+    for name, file in files.items():
+        mix = make_mix({adapter_home(opened.workspace, name): 1.0})
+        write_gguf_lora(mix, config, file, "f32", name=name, record={})
+    checkpoint = find_checkpoint(find_base([], opened.workspace))
+    assert checkpoint is not None, "the base has no safetensors"
+    write_gguf(checkpoint, folder / "base.gguf", "f32", name="base")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    script = ROOT.parent / "scripts" / "llama_server.py"
+    sizes = ["--slots", str(options.clients), "--context", "256", "--threads", str(torch.get_num_threads())]
+    loras = [part for file in files.values() for part in ("--lora", str(file))]
+    command = [
+        str(options.llama),
+        str(script),
+        str(folder / "base.gguf"),
+        "--port",
+        str(port),
+        *sizes,
+        *loras,
+    ]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        while not is_healthy(address):
+            if process.poll() is not None:
+                raise RuntimeError(f"llama.cpp's server ended with exit code {process.returncode}")
+            time.sleep(0.5)
+        yield address
+    finally:
+        process.communicate(timeout=60)
+
+
+def is_healthy(address: str) -> bool:
+    """Whether a server answers."""
+    try:
+        return httpx2.get(f"{address}/health", trust_env=False).status_code == 200
+    except httpx2.HTTPError:
+        return False
 
 
 def compare(sides: dict[str, Side], options: Any) -> Result:

@@ -14,7 +14,7 @@ ASKED = [("base", None), ("law", None), ("medicine", None), ("base", {"law": 0.6
 def packaged_model_with_adapters():
     """The packaged model in float32 with two random adapters."""
     config = CRMAConfig(
-        base_model_name="embedded", adapter_dim=8, init_std=0.05, residual_scaling=1.0, dtype="float32"
+        base_model_name="embedded", adapter_dim=8, init_std=0.1, residual_scaling=1.0, dtype="float32"
     )
     model = CRMAModel.from_pretrained(config)
     with torch.random.fork_rng(devices=[]):

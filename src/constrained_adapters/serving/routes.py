@@ -32,7 +32,7 @@ def run_router(workspace: Workspace, model: Any, tokenizer: Any, say: Callable[[
         say: Told a line.
     """
     try:
-        router = Router.load(workspace, model, tokenizer)
+        router = Router.load(workspace, model, tokenizer, tell=say)
     except WorkspaceError as error:
         say(f"no model 'auto': {error.what}" + (f" ({error.hint})" if error.hint else ""))
         return None
