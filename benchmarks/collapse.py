@@ -38,7 +38,7 @@ from constrained_adapters.workspace import Workspace
 ROOT = Path(__file__).parent
 RATES = {"hot": 2e-2, "healthy": 1e-3}
 STEPS = {"hot": 24, "healthy": 48}
-LOOKS = {"hot": {"check_every_steps": 6, "stage_ratios": [0.3, 1.0, 0.3, 0.1]}, "healthy": {}}
+LOOKS = {"hot": {"check_every_steps": 6}, "healthy": {}}
 """A hot run is looked at often, whatever that costs: what it costs is asked of the healthy one."""
 ANSWER_TOKENS = 16
 LOOKS_ON = {
