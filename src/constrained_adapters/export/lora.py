@@ -234,6 +234,11 @@ def _check_one_base(parts: list[PlainLora]) -> None:
         )
 
 
+def engine_rank(rank: int) -> int | None:
+    """The smallest rank of those that engines take, ``rank`` or over; None where all are smaller."""
+    return next((each for each in ENGINE_RANKS if each >= rank), None)
+
+
 def _largest_rank(pairs: Pairs) -> int:
     return max(a.shape[0] for a, _ in pairs.values())
 
@@ -242,15 +247,15 @@ def _padded_rank(own: int, asked: Literal["auto"] | int | None) -> int:
     if asked is None:
         return own
     if asked == "auto":
-        fitting = [rank for rank in ENGINE_RANKS if rank >= own]
-        if not fitting:
+        fitting = engine_rank(own)
+        if fitting is None:
             raise ModelError(
                 "no engine takes an adapter of so many ranks",
                 got=f"rank {own}",
                 expected=f"at most {ENGINE_RANKS[-1]}, the largest max_lora_rank of vLLM",
                 hint=f"--rank {ENGINE_RANKS[-1]} compresses it, with the loss stated",
             )
-        return fitting[0]
+        return fitting
     if asked < own:
         raise ConfigError(
             "padding adds ranks and takes none away",

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from constrained_adapters.adapters.files import read_adapter_config
 from constrained_adapters.errors import ConfigError
-from constrained_adapters.export.lora import ENGINE_RANKS
+from constrained_adapters.export.lora import ENGINE_RANKS, engine_rank
 from constrained_adapters.model.domain_adapters import acting_adapters, adapter_home
 from constrained_adapters.model.opened import open_workspace
 from constrained_adapters.models.embedded import EMBEDDED_NAME, embedded_model_path
@@ -128,15 +128,15 @@ def _highest_rank(domains: dict[str, dict[str, float]]) -> int:
     folders = {folder for adapters in domains.values() for folder in adapters}
     total = sum(int(getattr(read_adapter_config(Path(folder)), "r", 0)) for folder in folders)
     # An adapter that is loaded while the server runs wants room beside them.
-    fitting = [rank for rank in ENGINE_RANKS if rank >= total]
-    if not fitting:
+    fitting = engine_rank(total)
+    if fitting is None:
         raise ConfigError(
             "all adapters together have a higher rank than vLLM takes",
             got=f"{len(folders)} adapters, {total} ranks",
             expected=f"at most {ENGINE_RANKS[-1]}",
             hint="--engine local",
         )
-    return fitting[0]
+    return fitting
 
 
 def _router(workspace: Workspace, say: Say) -> tuple[Route | None, Any]:
