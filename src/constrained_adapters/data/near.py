@@ -9,10 +9,8 @@ two questions of one kind about different things are not.
 Grams that stand in more than half of the texts are not counted: they are the task's wording
 ("Which topic is this news about? …"), and with it every short item would be near every other.
 
-MinHash with locality-sensitive hashing (Broder 1997; Leskovec, Rajaraman and Ullman, *Mining of
-Massive Datasets*, chapter 3) finds candidates: 20 bands of 5 hash values miss a pair at 0.8 with
-probability (1 − 0.8⁵)²⁰ ≈ 4e-4. Each candidate is then checked exactly, so no pair is reported
-that is not near.
+Candidates come from :mod:`constrained_adapters.data.minhash`. Each is then checked exactly, so no pair is
+reported that is not near.
 """
 
 from __future__ import annotations
@@ -23,12 +21,12 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from datasketch import MinHash, MinHashLSH
 from numpy.typing import NDArray
+
+from constrained_adapters.data.minhash import candidates
 
 THRESHOLD = 0.8
 GRAM_LENGTH = 5
-_BANDS, _ROWS = 20, 5
 _MIN_TEXTS_FOR_WORDING = 4
 _NOT_WORD = re.compile(r"[\W_]+")
 _FACTORS = np.array(
@@ -36,6 +34,8 @@ _FACTORS = np.array(
     dtype=np.uint64,
 )
 """Odd 64-bit numbers, one a position of the gram; any would do."""
+_AT_ONCE = 1 << 20
+"""Characters whose grams are made together, which takes some 50 MB."""
 Grams = NDArray[np.uint32]
 
 
@@ -46,11 +46,14 @@ def gram_sets(texts: Sequence[str]) -> list[Grams]:
     Cost: about 50 µs for 1,000 characters, and 4 bytes a gram.
     """
     normal = [_NOT_WORD.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip() for text in texts]
-    grams = [_grams(text) for text in normal]
+    grams = [gram for chunk in _chunks(normal) for gram in _grams(chunk)]
     if len(texts) >= _MIN_TEXTS_FOR_WORDING:
-        values, counts = np.unique(np.concatenate(grams), return_counts=True)
+        together = np.concatenate(grams)
+        values, counts = np.unique(together, return_counts=True)
         wording = values[counts > len(texts) / 2]
-        grams = [np.setdiff1d(gram, wording, assume_unique=True) for gram in grams]
+        if wording.size:
+            kept = ~np.isin(together, wording)
+            grams = _parts(together[kept], np.add.reduceat(kept, _starts(grams), dtype=np.intp))
     return [gram if gram.size else _hash(text) for gram, text in zip(grams, normal, strict=True)]
 
 
@@ -83,13 +86,11 @@ def near_groups(grams: Sequence[Grams], linked: Iterable[tuple[int, int]] = ()) 
 
     for one, other in linked:
         join(find(one), find(other))
-    index = MinHashLSH(num_perm=_BANDS * _ROWS, params=(_BANDS, _ROWS))
-    for item, signature in enumerate(_signatures(grams)):
-        for other in sorted(index.query(signature)):
+    for item, others in enumerate(candidates(grams, grams)):
+        for other in others:
             mine, theirs = find(item), find(other)
             if mine != theirs and jaccard(grams[item], grams[other]) >= THRESHOLD:
                 join(mine, theirs)
-        index.insert(item, signature)
     return [find(item) for item in range(len(grams))]
 
 
@@ -100,37 +101,50 @@ def near_any(grams: Sequence[Grams], held: Sequence[Grams]) -> list[bool]:
 
 def near_pairs(grams: Sequence[Grams], held: Sequence[Grams]) -> list[list[int]]:
     """For each of ``grams``, the positions of those of ``held`` that it is near, in their order."""
-    index = MinHashLSH(num_perm=_BANDS * _ROWS, params=(_BANDS, _ROWS))
-    for position, signature in enumerate(_signatures(held)):
-        index.insert(position, signature)
     return [
-        sorted(other for other in index.query(signature) if jaccard(gram, held[other]) >= THRESHOLD)
-        for gram, signature in zip(grams, _signatures(grams), strict=True)
+        [other for other in others if jaccard(gram, held[other]) >= THRESHOLD]
+        for gram, others in zip(grams, candidates(grams, held), strict=True)
     ]
 
 
-def _grams(text: str) -> Grams:
-    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
-    if codes.size < GRAM_LENGTH:
-        return _hash(text)
-    windows = np.lib.stride_tricks.sliding_window_view(codes, GRAM_LENGTH)
+def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Neighbouring texts of about ``_AT_ONCE`` characters together."""
+    chunk: list[str] = []
+    size = 0
+    for text in texts:
+        chunk.append(text)
+        size += len(text)
+        if size >= _AT_ONCE:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _grams(texts: Sequence[str]) -> list[Grams]:
+    """The sorted hashes of each text's 5-grams; of a shorter text, that of its whole."""
+    codes = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+    mixed = np.zeros(max(codes.size - GRAM_LENGTH + 1, 0), dtype=np.uint64)
+    for at, factor in enumerate(_FACTORS):
+        mixed += codes[at : at + mixed.size] * factor
     # Multiply and keep the high half: unsigned overflow is the modulus of this hash.
-    mixed = (windows * _FACTORS).sum(axis=1, dtype=np.uint64)
     mixed ^= mixed >> np.uint64(29)
-    return np.unique(((mixed * _FACTORS[0]) >> np.uint64(32)).astype(np.uint32))
+    hashes = ((mixed * _FACTORS[0]) >> np.uint64(32)).astype(np.uint32)
+    found, start = [], 0
+    for text in texts:
+        num_grams = len(text) - GRAM_LENGTH + 1
+        found.append(np.unique(hashes[start : start + num_grams]) if num_grams > 0 else _hash(text))
+        start += len(text)
+    return found
+
+
+def _starts(parts: Sequence[Grams]) -> NDArray[np.intp]:
+    return np.cumsum([0, *(part.size for part in parts[:-1])], dtype=np.intp)
+
+
+def _parts(together: Grams, sizes: NDArray[np.intp]) -> list[Grams]:
+    return np.split(together, np.cumsum(sizes)[:-1])
 
 
 def _hash(text: str) -> Grams:
     return np.array([zlib.crc32(text.encode())], dtype=np.uint32)
-
-
-def _signatures(grams: Sequence[Grams]) -> Iterator[MinHash]:
-    permutations = None
-    for gram in grams:
-        # Grams are hashes already; the permutations are made once and shared.
-        signature = MinHash(
-            num_perm=_BANDS * _ROWS, seed=1, hashfunc=int, permutations=permutations, scheme="affine32"
-        )
-        permutations = signature.permutations
-        signature.update_batch(gram.tolist())
-        yield signature
