@@ -41,9 +41,10 @@ from constrained_adapters.config.run import (
 from constrained_adapters.data.load import load_domain
 from constrained_adapters.data.packaged import load_packaged
 from constrained_adapters.data.tokens import TokenDataset
-from constrained_adapters.diagnosis.probe import Probe, Side
+from constrained_adapters.diagnosis.probe import Probe
 from constrained_adapters.diagnosis.risk import LEVELS, Signals, assess, highest
 from constrained_adapters.diagnosis.settings import DiagnosisSettings
+from constrained_adapters.diagnosis.texts import Side
 from constrained_adapters.evaluation.scores import ExampleScore, score_examples
 from constrained_adapters.model import CRMAModel
 from constrained_adapters.models.load import load_base

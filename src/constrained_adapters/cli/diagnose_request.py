@@ -24,7 +24,7 @@ from constrained_adapters.data.load import load_domain
 from constrained_adapters.diagnosis.advice import advice_yaml
 from constrained_adapters.diagnosis.diagnose import Diagnosis, diagnose, diagnose_sequence
 from constrained_adapters.diagnosis.probe import Probe
-from constrained_adapters.diagnosis.risk import LEVELS
+from constrained_adapters.diagnosis.risk import worst
 from constrained_adapters.diagnosis.settings import DiagnosisSettings
 from constrained_adapters.errors import ConfigError, DataError, UsageError
 from constrained_adapters.model.opened import open_workspace
@@ -76,7 +76,8 @@ class Request:
 
     def advised_yaml(self, found: Sequence[Diagnosis], folder: Path) -> str:
         """A crma.yaml for ``folder`` that follows the advice on the riskiest of the domains."""
-        advice = max(found, key=lambda each: LEVELS.index(each.level)).advice
+        advice = next(each.advice for each in found if each.level == worst(one.level for one in found))
+        assert advice is not None, "a model was asked"
         if self.run is not None:
             return f"# The run in {self.run} with one domain more: its own settings stay.\n" + dump_config(
                 self._run_config.model_copy(

@@ -6,8 +6,9 @@ two sets is |A ∩ B| / |A ∪ B|. At 0.8 about one 5-gram in nine of either tex
 one changed word in a paragraph of 50, or one changed letter in a line of 50 characters, is near;
 two questions of one kind about different things are not.
 
-Grams that stand in more than half of the texts are not counted: they are the task's wording
-("Which topic is this news about? …"), and with it every short item would be near every other.
+Grams that stand in more than half of the texts (of a part of them, where parts are told apart) are not
+counted: they are the task's wording ("Which topic is this news about? …"), and with it every short item would
+be near every other.
 
 Candidates come from :mod:`constrained_adapters.data.minhash`. Each is then checked exactly, so no pair is
 reported that is not near.
@@ -39,21 +40,28 @@ _AT_ONCE = 1 << 20
 Grams = NDArray[np.uint32]
 
 
-def gram_sets(texts: Sequence[str]) -> list[Grams]:
-    """Return the sorted hashes of each text's 5-grams, without those of the task's wording.
+def gram_sets(texts: Sequence[str], parts: Sequence[int] | None = None) -> list[Grams]:
+    """Return the sorted hashes of each text's 5-grams, without those of the tasks' wording.
 
     A text that has none left (or is shorter than a gram) gets a single hash of its whole.
     Cost: about 50 µs for 1,000 characters, and 4 bytes a gram.
+
+    Args:
+        texts: Of one task, or of several, one part after the other.
+        parts: How many texts each part has; the wording of any part is left out of all texts.
     """
     normal = [_NOT_WORD.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip() for text in texts]
     grams = [gram for chunk in _chunks(normal) for gram in _grams(chunk)]
-    if len(texts) >= _MIN_TEXTS_FOR_WORDING:
+    wording, start = [], 0
+    for size in [len(texts)] if parts is None else parts:
+        wording.append(_wording(grams[start : start + size]))
+        start += size
+    if any(each.size for each in wording):
         together = np.concatenate(grams)
-        values, counts = np.unique(together, return_counts=True)
-        wording = values[counts > len(texts) / 2]
-        if wording.size:
-            kept = ~np.isin(together, wording)
-            grams = _parts(together[kept], np.add.reduceat(kept, _starts(grams), dtype=np.intp))
+        kept = ~np.isin(together, np.concatenate(wording))
+        starts = np.cumsum([0, *(gram.size for gram in grams[:-1])])
+        sizes = np.add.reduceat(kept, starts, dtype=np.intp)
+        grams = np.split(together[kept], np.cumsum(sizes)[:-1])
     return [gram if gram.size else _hash(text) for gram, text in zip(grams, normal, strict=True)]
 
 
@@ -138,12 +146,13 @@ def _grams(texts: Sequence[str]) -> list[Grams]:
     return found
 
 
-def _starts(parts: Sequence[Grams]) -> NDArray[np.intp]:
-    return np.cumsum([0, *(part.size for part in parts[:-1])], dtype=np.intp)
-
-
-def _parts(together: Grams, sizes: NDArray[np.intp]) -> list[Grams]:
-    return np.split(together, np.cumsum(sizes)[:-1])
+def _wording(grams: Sequence[Grams]) -> Grams:
+    """The grams that more than half of the texts share."""
+    if len(grams) < _MIN_TEXTS_FOR_WORDING:
+        return np.empty(0, dtype=np.uint32)
+    values, counts = np.unique(np.concatenate(grams), return_counts=True)
+    shared: Grams = values[counts > len(grams) / 2]
+    return shared
 
 
 def _hash(text: str) -> Grams:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from constrained_adapters.data.examples import Example
@@ -26,7 +25,7 @@ class Contradiction:
         answer: As it stands in the new data.
         other_question: The question that it contradicts, the same or nearly the same.
         other_answer: The answer there.
-        where: ``old`` for the old data, ``new`` for the new data itself.
+        where: The name of the old side; empty for the new data itself.
     """
 
     question: str
@@ -36,46 +35,39 @@ class Contradiction:
     where: str
 
 
-def find_contradictions(old: Sequence[Example], new: Sequence[Example]) -> list[Contradiction]:
+def find_contradictions(olds: Mapping[str, Sequence[Example]], new: Sequence[Example]) -> list[Contradiction]:
     """List what of the new data contradicts the old data, or itself.
 
     Questions are the same or near by :mod:`constrained_adapters.data.near` (a Jaccard index of character
-    5-grams of at least 0.8, without the task's wording): in a long question a changed word is near, which
+    5-grams of at least 0.8, without each task's wording): in a long question a changed word is near, which
     may be the word that matters, so each pair is listed for a person to judge. Prompts that say what to do
     rather than ask ("Write a poem") and running text are left out. Answers agree where one, without case and
     signs, is contained in the other as whole words. An old example that is marked as superseded is
     contradicted on purpose and left out.
 
     Args:
-        old: Examples of the old data; may be empty.
+        olds: Examples of the old data, by the name of each side; may be empty.
         new: Examples of the new data.
 
     Returns:
         Pairs in the order of the new data, each once.
 
-    Cost: about 50 µs for 1,000 characters.
+    Cost: about 0.1 ms for each example of 200 characters, old or new.
     """
-    instructions = shared_instructions([*old, *new])
-
-    def asks(example: Example) -> bool:
-        return example.form != "text" and question_text(example) not in instructions
-
-    olds, news = [each for each in old if asks(each)], [each for each in new if asks(each)]
-    grams = gram_sets([question_text(each) for each in (*olds, *news)])
-    in_old = near_pairs(grams[len(olds) :], grams[: len(olds)])
-    in_new = near_pairs(grams[len(olds) :], grams[len(olds) :])
+    asked = {name: _questions(examples) for name, examples in (*olds.items(), ("", new))}
+    everything = [(name, example) for name, examples in asked.items() for example in examples]
+    first_new = len(everything) - len(asked[""])
+    texts = [question_text(example) for _, example in everything]
+    grams = gram_sets(texts, [len(examples) for examples in asked.values()])
     found: list[Contradiction] = []
-    for position, example in enumerate(news):
-        others = itertools.chain(
-            ((olds[at], "old") for at in in_old[position]),
-            ((news[at], "new") for at in in_new[position] if at > position),
-        )
+    for position, near in enumerate(near_pairs(grams[first_new:], grams), first_new):
+        example = everything[position][1]
         found += [
-            Contradiction(
-                question_text(example), example.reference, question_text(other), other.reference, where
-            )
-            for other, where in others
-            if not other.superseded and not answers_agree(example.reference, other.reference)
+            Contradiction(texts[position], example.reference, texts[at], other.reference, where)
+            for at, (where, other) in ((at, everything[at]) for at in near)
+            if (at < first_new or at > position)
+            and not other.superseded
+            and not answers_agree(example.reference, other.reference)
         ]
     return found
 
@@ -96,6 +88,12 @@ def answers_agree(one: str, other: str) -> bool:
     if any(character >= _FIRST_WITHOUT_SPACES for character in first):
         return first in second
     return f" {first} " in f" {second} " if first else not second
+
+
+def _questions(examples: Sequence[Example]) -> list[Example]:
+    """Those that ask something."""
+    instructions = shared_instructions(examples)
+    return [each for each in examples if each.form != "text" and question_text(each) not in instructions]
 
 
 def _normal(text: str) -> str:

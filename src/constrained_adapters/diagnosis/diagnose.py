@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from constrained_adapters.diagnosis.advice import Advice, advise
-from constrained_adapters.diagnosis.beliefs import Belief, denied_beliefs
+from constrained_adapters.diagnosis.beliefs import Belief
 from constrained_adapters.diagnosis.contradictions import Contradiction, find_contradictions
-from constrained_adapters.diagnosis.probe import Probe, Side
-from constrained_adapters.diagnosis.risk import LEVELS, Finding, Level, Signals, assess, highest
-from constrained_adapters.errors import DataError
+from constrained_adapters.diagnosis.probe import Probe
+from constrained_adapters.diagnosis.risk import Finding, Level, Signals, assess, highest, worst
+from constrained_adapters.diagnosis.texts import Side, TextProbe
+from constrained_adapters.evaluation.checks import refuse_old_data
 from constrained_adapters.memory.kfac import KFACMemory
 from constrained_adapters.memory.probe import closed_share
 from constrained_adapters.memory.protected import InputKind, ProtectedSpace
-from constrained_adapters.memory.reservoir import sample_rows
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class PairDiagnosis:
 
     Args:
         old: Its name; ``base`` for text that the base wrote.
-        level: Of risk.
+        level: Of risk; None where nothing that decides is known.
         signals: All figures.
         findings: The reasons.
         contradictions: Of new examples to old ones.
     """
 
     old: str
-    level: Level
+    level: Level | None
     signals: Signals
     findings: tuple[Finding, ...]
     contradictions: tuple[Contradiction, ...]
@@ -67,11 +67,11 @@ class Diagnosis:
         num_asked: Questions that were asked for that.
         num_examples: By side, all splits.
         notes: By side: what was read, dropped and deduplicated.
-        advice: With reasons.
+        advice: With reasons; None where no model was asked.
     """
 
     new: str
-    level: Level
+    level: Level | None
     pairs: tuple[PairDiagnosis, ...]
     remembered: Mapping[str, Remembered]
     within: tuple[Contradiction, ...]
@@ -79,7 +79,7 @@ class Diagnosis:
     num_asked: int
     num_examples: Mapping[str, int]
     notes: Mapping[str, tuple[str, ...]]
-    advice: Advice
+    advice: Advice | None
 
     def plain(self) -> dict[str, Any]:
         """As plain data, for JSON; with each pair's ``trial_increase``."""
@@ -90,7 +90,7 @@ class Diagnosis:
 
 
 def diagnose(
-    probe: Probe,
+    probe: TextProbe,
     olds: Sequence[Side],
     new: Side,
     *,
@@ -103,7 +103,7 @@ def diagnose(
     """Measure a new side against each old one, and conclude.
 
     Args:
-        probe: The model that would be taught.
+        probe: The model that would be taught, or what reads texts without one.
         olds: Old domains; none: what the base writes stands in for what it knows.
         new: The new domain.
         memories: Of finished domains, by name.
@@ -116,22 +116,15 @@ def diagnose(
         DataError: All of the new data is old data.
         TrainingError: A loss or a gradient is not finite.
     """
-    settings, seed = probe.settings, probe.seed
+    settings = probe.settings
     notes = [*new.notes, *_notes(olds, new)]
-    asked = [each for each in sample_rows(new.examples, len(new.examples), seed) if each.form != "text"]
-    asked = asked[: settings.probe_examples]
-    beliefs = denied_beliefs(
-        probe.model,
-        probe.tokenizer,
-        asked,
-        min_confidence=settings.min_confidence,
-        max_length=settings.max_length_tokens,
-        batch_size=settings.batch_size,
-    )
+    asked = probe.asked(new)
+    beliefs = probe.beliefs(asked)
+    contradictions = find_contradictions({old.name: old.examples for old in olds}, new.examples)
     pairs = []
-    for old in olds or [probe.base_text()]:
+    for old in olds or probe.stand_ins():
         signals = probe.compare(old, new)
-        found = [each for each in find_contradictions(old.examples, new.examples) if each.where == "old"]
+        found = [each for each in contradictions if each.where == old.name]
         findings = assess(
             signals,
             num_new=len(new.examples),
@@ -141,20 +134,14 @@ def diagnose(
             settings=settings,
         )
         pairs.append(PairDiagnosis(old.name, highest(findings), signals, tuple(findings), tuple(found)))
-    level = max((pair.level for pair in pairs), key=LEVELS.index)
-    sides = [*olds, new]
-    return Diagnosis(
-        new.name,
-        level,
-        tuple(pairs),
-        {name: _remembered(probe, new, memory, strength, kind) for name, memory in (memories or {}).items()},
-        tuple(find_contradictions((), new.examples)),
-        tuple(beliefs),
-        len(asked),
-        {side.name: len(side.examples) for side in sides},
-        {**{side.name: side.notes for side in olds}, new.name: tuple(notes)},
-        advise(
-            level,
+    level = worst(pair.level for pair in pairs)
+    remembered, advice = {}, None
+    if isinstance(probe, Probe):
+        remembered = {
+            name: _remembered(probe, new, memory, strength, kind) for name, memory in (memories or {}).items()
+        }
+        advice = advise(
+            level or "low",
             num_train=new.num_train,
             num_old=len(olds),
             old_data_at_hand=any(old.examples for old in olds),
@@ -163,11 +150,23 @@ def diagnose(
             num_contradictions=sum(len(pair.contradictions) for pair in pairs),
             going_on=going_on,
             protects=protects,
-        ),
+        )
+    sides = [*olds, new]
+    return Diagnosis(
+        new.name,
+        level,
+        tuple(pairs),
+        remembered,
+        tuple(each for each in contradictions if not each.where),
+        tuple(beliefs),
+        len(asked),
+        {side.name: len(side.examples) for side in sides},
+        {**{side.name: side.notes for side in olds}, new.name: tuple(notes)},
+        advice,
     )
 
 
-def diagnose_sequence(probe: Probe, sides: Sequence[Side]) -> list[Diagnosis]:
+def diagnose_sequence(probe: TextProbe, sides: Sequence[Side]) -> list[Diagnosis]:
     """Each domain of a sequence against the earlier ones, the first against what the base knows."""
     return [diagnose(probe, sides[:number], side) for number, side in enumerate(sides)]
 
@@ -179,14 +178,7 @@ def _notes(olds: Sequence[Side], new: Side) -> list[str]:
     if len(answers) == 1 and len(new.examples) > 1:
         notes.append(f"All {len(new.examples)} answers are the same ({next(iter(answers))!r}).")
     for old in olds:
-        shared = len(set(old.examples) & set(new.examples))
-        if shared and shared == len(set(new.examples)):
-            raise DataError(
-                "all of the new data is old data",
-                got=f"{new.name}: each of {shared} examples stands in {old.name}",
-                expected="data that the model is yet to learn",
-            )
-        if shared:
+        if shared := refuse_old_data(old.name, old.examples, new.name, new.examples):
             share = shared / len(new.examples)
             notes.append(
                 f"{shared} examples ({share:.0%}) stand in {old.name} too: they will not be new to it."

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from constrained_adapters.data.examples import Domain, Example
-from constrained_adapters.data.tokens import Tokens, encode_example
-from constrained_adapters.diagnosis.distributions import same_length, token_kl_nats, vocabulary_jaccard
+from constrained_adapters.data.tokens import Tokens
+from constrained_adapters.diagnosis.beliefs import Belief, denied_beliefs
 from constrained_adapters.diagnosis.risk import Signals
 from constrained_adapters.diagnosis.settings import DiagnosisSettings
+from constrained_adapters.diagnosis.texts import Side, TextProbe
 from constrained_adapters.diagnosis.trial import State, TrialAdapter
 from constrained_adapters.evaluation.row_losses import mean_row_nats
 from constrained_adapters.memory.base_text import write_base_text
@@ -31,32 +32,7 @@ BASE_TEXTS = 64
 BASE_TEXT_TOKENS = 64
 
 
-@dataclass(frozen=True)
-class Side:
-    """What is known of one side: a domain, or text that the base wrote.
-
-    Args:
-        name: Of the domain, or ``base``.
-        examples: All of them; empty for text of the base.
-        probe: Rows that gradients are taken on and a trial learns from.
-        held: Rows that losses are taken on, none of them in ``probe``.
-        texts: Token ids of all that is read, row by row.
-        num_train: Training examples.
-        known: Whether the model has learnt this side already.
-        notes: What was dropped while it was read.
-    """
-
-    name: str
-    examples: tuple[Example, ...]
-    probe: tuple[Tokens, ...]
-    held: tuple[Tokens, ...]
-    texts: tuple[list[int], ...]
-    num_train: int
-    known: bool = False
-    notes: tuple[str, ...] = ()
-
-
-class Probe:
+class Probe(TextProbe):
     """A model that is asked about pairs of sides; what one side needs is measured once.
 
     Args:
@@ -76,8 +52,8 @@ class Probe:
         *,
         seed: int = 0,
     ) -> None:
-        self.model, self.tokenizer, self.modules = model, tokenizer, dict(modules)
-        self.settings, self.seed = settings, seed
+        super().__init__(tokenizer, settings, seed=seed)
+        self.model, self.modules = model, dict(modules)
         self._gradients: dict[str, dict[str, Tensor]] = {}
         self._losses: dict[str, float] = {}
         self._learnt: dict[str, tuple[State, float]] = {}
@@ -89,21 +65,14 @@ class Probe:
         settings = self.settings
         # A trial reads batches of its own; what is held out stands in no training split.
         wanted = max(settings.probe_examples, settings.trial_steps * settings.batch_size)
-        examples = (*domain.train, *domain.validation, *domain.test)
-        texts = [self._tokens(each) for each in sample_rows(examples, len(examples), self.seed)]
-        return Side(
-            domain.name,
-            examples,
-            tuple(self._tokens(each) for each in sample_rows(domain.train, wanted, self.seed)),
-            tuple(map(self._tokens, domain.validation[: settings.probe_examples])),
-            tuple(tokens.input_ids for tokens in texts),
-            len(domain.train),
-            known,
-            domain.notes,
+        return replace(
+            super().domain(domain, known=known),
+            probe=tuple(map(self.tokens, sample_rows(domain.train, wanted, self.seed))),
+            held=tuple(map(self.tokens, domain.validation[: settings.probe_examples])),
         )
 
-    def base_text(self) -> Side:
-        """A side of text that the model writes: what it knew before it was taught anything."""
+    def stand_ins(self) -> Sequence[Side]:
+        """Text that the model writes: what it knew before it was taught anything."""
         written = write_base_text(
             self.model,
             num_texts=max(BASE_TEXTS, 2 * self.settings.probe_examples),
@@ -113,7 +82,23 @@ class Probe:
         rows = [Tokens(ids.tolist(), labels.tolist()) for ids, labels in written if len(ids) > 1]
         half = len(rows) // 2
         texts = tuple(row.input_ids[1:] for row in rows)
-        return Side("base", (), tuple(rows[:half]), tuple(rows[half:]), texts, 0, known=True)
+        return [Side("base", (), texts, 0, probe=tuple(rows[:half]), held=tuple(rows[half:]), known=True)]
+
+    def asked(self, new: Side) -> list[Example]:
+        """Questions of the new side, ``probe_examples`` at most."""
+        drawn = sample_rows(new.examples, len(new.examples), self.seed)
+        return [each for each in drawn if each.form != "text"][: self.settings.probe_examples]
+
+    def beliefs(self, asked: Sequence[Example]) -> list[Belief]:
+        """The answers that the model is sure of and the data denies."""
+        return denied_beliefs(
+            self.model,
+            self.tokenizer,
+            asked,
+            min_confidence=self.settings.min_confidence,
+            max_length=self.settings.max_length_tokens,
+            batch_size=self.settings.batch_size,
+        )
 
     def compare(self, old: Side, new: Side) -> Signals:
         """Measure all signals of a pair.
@@ -122,16 +107,14 @@ class Probe:
         rows, once a side; for the trial ``trial_steps`` steps of the old side, once, and of the new one, and
         two passes over the old side's held rows.
         """
-        texts = same_length(new.texts, old.texts, most=self.settings.distribution_tokens)
         before, after = self._trial(old, new) if self.settings.trial_steps else (None, None)
-        return Signals(
-            token_kl_nats(*texts),
-            vocabulary_jaccard(*texts),
-            self.loss(old),
-            self.loss(new),
-            self._cosine(self.gradient(old), self.gradient(new)),
-            before,
-            after,
+        return replace(
+            super().compare(old, new),
+            old_nats=self.loss(old),
+            new_nats=self.loss(new),
+            gradient_cosine=self._cosine(self.gradient(old), self.gradient(new)),
+            trial_before_nats=before,
+            trial_after_nats=after,
         )
 
     def loss(self, side: Side) -> float:
@@ -178,9 +161,6 @@ class Probe:
             batch_size=settings.batch_size,
             learning_rate=settings.trial_rate,
         )
-
-    def _tokens(self, example: Example) -> Tokens:
-        return encode_example(example, self.tokenizer, self.settings.max_length_tokens)
 
     def _cosine(self, one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
         dots = [float((one[name] * other[name]).sum()) for name in one]

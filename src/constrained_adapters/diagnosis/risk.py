@@ -7,7 +7,7 @@ packaged domains it says next to nothing about what is forgotten (docs/guide/dia
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,15 +27,18 @@ class Signals:
         old_nats: The model's own loss on held-out old rows, before anything is trained, nats per token.
         new_nats: The same on new rows.
         gradient_cosine: Of the gradients of both losses by the adapted weights, −1 … 1.
+
+    What only a model can say is None where no model was asked.
+
         trial_before_nats: Loss on the old rows once a trial has learnt the old side (where it was not known).
         trial_after_nats: The same after the trial has gone on with the new side; None without a trial.
     """
 
     kl_nats: float
     jaccard: float
-    old_nats: float
-    new_nats: float
-    gradient_cosine: float
+    old_nats: float | None = None
+    new_nats: float | None = None
+    gradient_cosine: float | None = None
     trial_before_nats: float | None = None
     trial_after_nats: float | None = None
 
@@ -120,20 +123,29 @@ def assess(
     return found + _distances(signals, settings, decide=rise is None)
 
 
-def highest(findings: Sequence[Finding]) -> Level:
-    """The highest level of those that decide; low where none does.
+def highest(findings: Sequence[Finding]) -> Level | None:
+    """The highest level of those that decide; None where none does, so that nothing is known.
 
     >>> highest([Finding("kl", "high", False, ""), Finding("trial", "medium", True, "")])
     'medium'
     """
-    return max((each.level for each in findings if each.decides), key=LEVELS.index, default="low")
+    return worst(each.level for each in findings if each.decides)
+
+
+def worst(levels: Iterable[Level | None]) -> Level | None:
+    """The highest of the levels that are known.
+
+    >>> worst(["low", None, "medium"]), worst([None])
+    ('medium', None)
+    """
+    return max((each for each in levels if each is not None), key=LEVELS.index, default=None)
 
 
 def _distances(signals: Signals, settings: DiagnosisSettings, *, decide: bool) -> list[Finding]:
     """How far the sides are apart as texts, and as first steps."""
     far, apart = signals.kl_nats > settings.high_kl_nats, signals.jaccard < settings.low_jaccard
-    against = signals.gradient_cosine < settings.conflict_cosine
-    return [
+    decide = decide and signals.gradient_cosine is not None  # texts alone rank no forgetting
+    found = [
         Finding(
             "token_kl",
             "high" if far else "low",
@@ -147,21 +159,17 @@ def _distances(signals: Signals, settings: DiagnosisSettings, *, decide: bool) -
             decide,
             f"the vocabularies overlap by {signals.jaccard:.2f} (trouble under {settings.low_jaccard:g})",
         ),
-        Finding(
-            "gradients",
-            "high" if against else "low",
-            decide,
-            f"the gradients' cosine is {signals.gradient_cosine:+.2f} (conflict under "
-            f"{settings.conflict_cosine:g})",
-        ),
-        Finding(
-            "loss",
-            "low",
-            False,
-            f"the model's own loss is {signals.old_nats:.2f} nats on the old and {signals.new_nats:.2f} on "
-            "the new data",
-        ),
     ]
+    if signals.gradient_cosine is not None:
+        against = signals.gradient_cosine < settings.conflict_cosine
+        text = f"the gradients' cosine is {signals.gradient_cosine:+.2f} (conflict under "
+        text += f"{settings.conflict_cosine:g})"
+        found.append(Finding("gradients", "high" if against else "low", decide, text))
+    if signals.old_nats is not None and signals.new_nats is not None:
+        text = f"the model's own loss is {signals.old_nats:.2f} nats on the old "
+        text += f"and {signals.new_nats:.2f} on the new data"
+        found.append(Finding("loss", "low", False, text))
+    return found
 
 
 def _at_least(value: float, medium: float, high: float) -> Level:

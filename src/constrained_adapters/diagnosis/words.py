@@ -12,7 +12,7 @@ MOST_LISTED = 10
 
 def describe(diagnosis: Diagnosis) -> list[str]:
     """The lines that ``crma diagnose`` prints."""
-    lines = [f"{diagnosis.new}: {diagnosis.level.upper()} risk of forgetting"]
+    lines = [f"{diagnosis.new}: {(diagnosis.level or 'unknown').upper()} risk of forgetting"]
     for name, count in diagnosis.num_examples.items():
         lines.append(f"  {name}: {count:,} examples")
         lines += [f"    - {note}" for note in diagnosis.notes.get(name, ())]
@@ -34,7 +34,8 @@ def describe(diagnosis: Diagnosis) -> list[str]:
         for each in diagnosis.within
     ]
     lines += _list("The new data contradicts itself", within)
-    lines += ["", f"Advice: {diagnosis.advice.recipe}", *(f"  - {each}" for each in diagnosis.advice.reasons)]
+    if (advice := diagnosis.advice) is not None:
+        lines += ["", f"Advice: {advice.recipe}", *(f"  - {each}" for each in advice.reasons)]
     return lines
 
 

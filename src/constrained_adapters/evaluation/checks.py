@@ -98,6 +98,24 @@ def overlap(examples: Sequence[Example], training: Sequence[Example]) -> Overlap
     return Overlap(places, len(places) / len(examples))
 
 
+def refuse_old_data(old_name: str, old: Sequence[Example], new_name: str, new: Sequence[Example]) -> int:
+    """Return how many different examples of a new domain stand in an old one too.
+
+    Raises:
+        DataError: All of them: there is nothing to learn, and nothing that could be forgotten.
+    """
+    different = set(new)
+    shared = len(different.intersection(old))
+    if shared and shared == len(different):
+        raise DataError(
+            "all of the new data is old data",
+            got=f"{new_name}: each of {shared} examples stands in {old_name}",
+            expected="data that the model is yet to learn",
+            hint="give each domain data of its own; to learn the same for longer, raise 'epochs' or 'steps'",
+        )
+    return shared
+
+
 def joined_overlaps(found: Sequence[Overlap], num_examples: int) -> Overlap:
     """Return the items of a set that any of several comparisons found.
 

@@ -15,6 +15,7 @@ from constrained_adapters.diagnosis.beliefs import denied_beliefs
 from constrained_adapters.diagnosis.diagnose import diagnose, diagnose_sequence
 from constrained_adapters.diagnosis.probe import Probe
 from constrained_adapters.diagnosis.settings import DiagnosisSettings
+from constrained_adapters.diagnosis.texts import TextProbe
 from constrained_adapters.errors import DataError
 from constrained_adapters.model import CRMAModel
 from constrained_adapters.models.targets import resolve_targets
@@ -71,6 +72,17 @@ def test_no_trial_leaves_the_level_to_the_distances(tiny_llama, tiny_tokenizer, 
     found = diagnose(quick, sides[:1], sides[1])
     assert found.pairs[0].signals.trial_increase is None
     assert found.level == "medium"
+
+
+def test_texts_alone_are_compared_without_a_model(tiny_tokenizer):
+    probe = TextProbe(tiny_tokenizer, DiagnosisSettings(**SMALL))
+    sides = [probe.domain(each) for each in (domain("law", "aaaa"), domain("foe", "zzzz", asked="law"))]
+    first, second = diagnose_sequence(probe, sides)
+    assert first.pairs == () and first.level is None and first.advice is None
+    (pair,) = second.pairs
+    assert pair.level == second.level == "high" and len(pair.contradictions) == 12
+    assert pair.signals.gradient_cosine is pair.signals.trial_increase is None
+    assert pair.signals.jaccard > 0.5
 
 
 def test_memories_speak_without_data(tiny_llama, tiny_tokenizer):

@@ -41,6 +41,21 @@ def test_without_a_trial_the_distances_decide(options, level):
     assert highest(findings(None, **options)) == level
 
 
+def test_texts_alone_decide_nothing_unless_they_contradict():
+    def texts(contradictions):
+        return assess(
+            Signals(3.0, 0.01),
+            num_new=100,
+            num_contradictions=contradictions,
+            num_denied=0,
+            num_asked=0,
+            settings=SETTINGS,
+        )
+
+    assert highest(texts(0)) is None and highest(texts(1)) == "medium"
+    assert [each.signal for each in texts(0)] == ["token_kl", "vocabulary"]
+
+
 def test_facts_against_facts_raise_the_level():
     assert highest(findings(0.0, contradictions=1)) == "medium"
     assert highest(findings(0.0, contradictions=5)) == "high"
