@@ -2,12 +2,14 @@
 
 Run:   python benchmarks/serving.py --run runs/demo [--only throughput|first_token|soak] [--vllm PATH]
            [--llama PYTHON]
-Makes: benchmarks/results/serving-<device>-<date>.json; with --only, serving-<device>-<date>-<name>.json
+Makes: benchmarks/results/serving-<device>-<date>.json; with --only or --own-ends, that name is added
 
 throughput   16 clients of mixed domains at once against the same 16 requests one by one, against PEFT's mixed
              batch (all 16 known beforehand, one ``generate``), and against vLLM and llama.cpp's server, where
              they are installed (scripts/engines.py), behind the same front with the same adapters. Answers
-             have a fixed length; sides take turns.
+             have a fixed length, whatever the model says (llama.cpp then forbids the end's token, the others
+             write it and go on, so answers differ behind it); with --own-ends they end where the model ends
+             them, and are to be the same everywhere. Sides take turns.
 first_token  Time to the first token of a request on an idle server, and while 15 others are being written.
 soak         A tiny random model: requests of all domains, cancels, bad bodies and adapters that change, from
              24 clients; each answer is compared with that of its adapter computed without a server.
@@ -89,7 +91,7 @@ def main() -> None:
         "results": results,
     }
     device = re.sub(r"[^a-z0-9]+", "-", str(record["environment"]["device"]).lower()).strip("-")[:40]
-    suffix = f"-{options.only}" if options.only else ""
+    suffix = (f"-{options.only}" if options.only else "") + ("-own-ends" if options.own_ends else "")
     path = options.results / f"serving-{device}-{datetime.now(UTC):%Y-%m-%d}{suffix}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -105,6 +107,7 @@ def read_options() -> Any:
     parser.add_argument("--minutes", type=float, default=30, help="after which no new round begins")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=24, help="tokens of each answer")
+    parser.add_argument("--own-ends", action="store_true", help="let answers end: to compare, not to time")
     parser.add_argument("--requests", type=int, default=10_000, help="of the soak")
     parser.add_argument("--vllm", type=Path, help="vLLM's command; left out: vLLM is not measured")
     parser.add_argument("--llama", type=Path, help="python of .engines/llama_server; left out: not measured")
@@ -267,7 +270,7 @@ def requests_of(models: list[str], options: Any) -> list[dict[str, Any]]:
             "messages": [{"role": "user", "content": f"{QUESTIONS[number % len(QUESTIONS)]} ({number})"}],
             "max_tokens": options.tokens,
             "temperature": 0,
-            "ignore_eos": True,
+            "ignore_eos": not options.own_ends,
         }
         for number in range(options.clients)
     ]
@@ -301,7 +304,7 @@ def peft_side(opened: Any, bodies: list[dict[str, Any]], options: Any, folder: P
                 adapter_names=names[:count],
                 max_new_tokens=options.tokens,
                 do_sample=False,
-                eos_token_id=None,
+                eos_token_id=tokenizer.eos_token_id if options.own_ends else None,
                 pad_token_id=tokenizer.pad_token_id,
             )
         new = written[:, batch["input_ids"].shape[1] :]
