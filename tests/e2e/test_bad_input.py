@@ -52,7 +52,35 @@ def drop_answers(here: Path) -> None:
     (here / "law.jsonl").write_text("\n".join(rows))
 
 
+def one_class(here: Path) -> None:
+    rows = [json.dumps({"prompt": f"Law {i}?", "answer": "a", "choices": ["a", "b"]}) for i in range(20)]
+    (here / "law.jsonl").write_text("\n".join(rows))
+
+
 CASES = {
+    "answers of one class": (
+        one_class,
+        2,
+        [
+            "DataError: the answers of set 'law' are one class only",
+            "evaluation: {metrics: [loss, exact_match]}",
+        ],
+    ),
+    "a metric that fits no domain": (
+        lambda h: write(h, evaluation="{metrics: [choice_accuracy]}"),
+        2,
+        ["DataError: metric 'choice_accuracy' does not fit set 'law'", "leave evaluation.metrics out"],
+    ),
+    "an unknown metric": (
+        lambda h: write(h, evaluation="{metrics: [f1]}"),
+        2,
+        ["ConfigError", "token_f1", "crma.yaml, line"],
+    ),
+    "one file as two domains": (
+        lambda h: write(h, domains="[{name: law, data: law.jsonl}, {name: law2, data: law.jsonl}]"),
+        2,
+        ["DataError: all of the new data is old data", "law2: each of 20 examples stands in law"],
+    ),
     "a missing crma.yaml": (lambda h: (h / "crma.yaml").unlink(), 2, ["ConfigError: there is no such file"]),
     "a missing data file": (
         lambda h: (h / "law.jsonl").unlink(),

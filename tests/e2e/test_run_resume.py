@@ -89,7 +89,7 @@ def finished(here, crma, store) -> Path:
 STEP = "transformers:Trainer.training_step"
 # In the order in which a run meets them; each is met in what the stop before it has left.
 MOMENTS = [
-    ("while the base is scored", f"{SEQUENCE}:score_items", 2, "kill"),
+    ("while the base is scored", f"{SEQUENCE}:score_set", 2, "kill"),
     ("while the base's memory is made", GATHER, 1, "kill"),
     ("in a step before the first checkpoint", STEP, 2, "kill"),
     ("in a step after a checkpoint", STEP, 4, "kill"),
@@ -99,8 +99,8 @@ MOMENTS = [
     ("while an adapter is written", f"{SEQUENCE}:atomic_write_json", 1, "kill"),
     ("while a memory is made", GATHER, 1, "kill"),
     ("between a memory and its time", f"{SEQUENCE}:atomic_write_json", 1, "kill"),
-    ("while a row is scored", f"{SEQUENCE}:score_items", 2, "kill"),
-    ("while a row is scored, by Ctrl-C", f"{SEQUENCE}:score_items", 2, "interrupt"),
+    ("while a row is scored", f"{SEQUENCE}:score_set", 2, "kill"),
+    ("while a row is scored, by Ctrl-C", f"{SEQUENCE}:score_set", 2, "interrupt"),
     ("while samples are written", f"{SEQUENCE}:generate_answers", 1, "kill"),
     ("before a line of the ledger", "constrained_adapters.workspace:Ledger.append", 1, "kill"),
     ("in a step of the second domain", STEP, 4, "kill"),
@@ -134,7 +134,7 @@ def test_status_at_each_stage(here, crma):
     assert crma(here, "status") == 1
     assert "there is no run here" in crma.text
     for place, number, state in [
-        (f"{SEQUENCE}:score_items", 1, "stopped at law"),
+        (f"{SEQUENCE}:score_set", 1, "stopped at law"),
         (STEP, 4, "stopped at law, step 2 saved"),
         (GATHER, 1, "stopped at law"),
         (STEP, 4, "stopped at 数学, step 2 saved"),

@@ -9,19 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from constrained_adapters.assessment.record import Estimate
 from constrained_adapters.assessment.sets import EvaluationSet
-from constrained_adapters.evaluation.checks import DERIVED, fitting_metrics
+from constrained_adapters.evaluation.checks import DERIVED
 from constrained_adapters.evaluation.intervals import mean_interval
-from constrained_adapters.evaluation.items import METRICS, SUPERSEDED, mean_scores, with_answers
+from constrained_adapters.evaluation.items import METRICS, SUPERSEDED, mean_scores
 from constrained_adapters.evaluation.matrix import perplexity
-from constrained_adapters.evaluation.samples import generate_answers
-from constrained_adapters.evaluation.scores import score_items
+from constrained_adapters.evaluation.scored_set import score_set
 from constrained_adapters.results import ItemScores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-WRITTEN = ("token_f1",)
-"""Metrics for which answers must be written, many times slower than reading them."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +36,10 @@ class Scoring:
     max_length: int = 1024
     max_new_tokens: int = 64
 
-    def wanted(self, each: EvaluationSet) -> list[str]:
-        """The metrics of one set, those derived from others left out."""
+    def wanted(self) -> list[str] | None:
+        """The metrics of a set, those derived from others left out; None: all that fit it."""
         if self.metrics is None:
-            return [metric for metric in fitting_metrics(each.examples) if metric not in WRITTEN]
+            return None
         asked = {DERIVED.get(metric, metric) for metric in self.metrics}
         return [metric for metric in METRICS if metric in asked]
 
@@ -78,21 +74,16 @@ class Scorer:
         if key not in self._known:
             self.tell(f"{each.name} with {', '.join(state) or 'the base alone'}")
             self.activate(state)
-            self._known[key] = self._score(each)
+            self._known[key] = score_set(
+                self.model,
+                self.tokenizer,
+                each.examples,
+                metrics=self.scoring.wanted(),
+                batch_size=self.scoring.batch_size,
+                max_length=self.scoring.max_length,
+                max_new_tokens=self.scoring.max_new_tokens,
+            )
         return self._known[key]
-
-    def _score(self, each: EvaluationSet) -> ItemScores:
-        examples, wanted = each.examples, self.scoring.wanted(each)
-        lengths = {"batch_size": self.scoring.batch_size, "max_length": self.scoring.max_length}
-        items = score_items(self.model, self.tokenizer, examples, **lengths)
-        dropped = [metric for metric in METRICS if metric not in wanted]
-        items = items.model_copy(update={metric: [] for metric in dropped})
-        if not set(WRITTEN) & set(wanted):
-            return items
-        answers = generate_answers(
-            self.model, self.tokenizer, examples, max_new_tokens=self.scoring.max_new_tokens, **lengths
-        )
-        return with_answers(items, examples, answers)
 
 
 def estimates(items: ItemScores) -> dict[str, Estimate]:

@@ -170,10 +170,14 @@ class MethodConfig(Settings):
         return self
 
 
+Metric = Literal["loss", "exact_match", "choice_accuracy", "token_f1"]
+
+
 class EvaluationConfig(Settings):
     """What is scored after each domain."""
 
     split: Literal["validation", "test"] = "test"
+    metrics: list[Metric] | None = Field(default=None, min_length=1)
     max_items: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=16, ge=1)
     general: str | None = "packaged:general"

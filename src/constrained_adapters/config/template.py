@@ -113,6 +113,7 @@ EXPLAINED = {
     "domains.max_test": "... test examples",
     "domains.keywords": "a prompt with one of these words is routed to this domain",
     "evaluation.split": "what is scored after each domain: test, or validation while settings are chosen",
+    "evaluation.metrics": "[exact_match, choice_accuracy, token_f1], the last is slow; null: all that read",
     "evaluation.max_items": "score at most this many examples of each domain",
     "evaluation.batch_size": "examples per scoring pass",
     "evaluation.general": "general text whose perplexity shows what the base loses; null: not measured",

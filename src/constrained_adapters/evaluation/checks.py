@@ -16,6 +16,8 @@ from constrained_adapters.evaluation.items import METRICS
 DERIVED = {"perplexity": "loss"}
 """Metrics that are another way to write one that is scored."""
 
+EVAL_HINT = "add items of other classes, or leave this metric out: --metric loss --metric exact_match"
+
 
 @dataclass(frozen=True)
 class Overlap:
@@ -30,24 +32,36 @@ class Overlap:
     share: float
 
 
-def fitting_metrics(examples: Sequence[Example]) -> list[str]:
+def fitting_metrics(examples: Sequence[Example], *, written: bool = True) -> list[str]:
     """Return the metrics that can be had on examples, in the order of ``METRICS``.
 
     Running text has a loss only; choices are needed by ``choice_accuracy``.
+
+    Args:
+        examples: Of any form.
+        written: Also those for which answers must be written.
     """
     answered = any(example.form != "text" for example in examples)
     chosen = any(example.choices for example in examples)
-    fits = {"loss": True, "exact_match": answered, "choice_accuracy": chosen, "token_f1": answered}
+    fits = {
+        "loss": True,
+        "exact_match": answered,
+        "choice_accuracy": chosen,
+        "token_f1": answered and written,
+    }
     return [metric for metric in METRICS if fits[metric]]
 
 
-def check_set(name: str, examples: Sequence[Example], metrics: Sequence[str] | None = None) -> None:
+def check_set(
+    name: str, examples: Sequence[Example], metrics: Sequence[str] | None = None, *, hint: str | None = None
+) -> None:
     """Refuse a set on which nothing could be measured, or on which a metric would mislead.
 
     Args:
         name: Of the set, for the error.
         examples: Its items.
         metrics: Those that were asked for; None: any that fits.
+        hint: The way out where a metric misleads or does not fit; None: that of ``crma eval``.
 
     Raises:
         DataError: The set is empty; a metric does not fit it; a reference is not among its choices; or all
@@ -68,10 +82,10 @@ def check_set(name: str, examples: Sequence[Example], metrics: Sequence[str] | N
             f"metric {missing[0]!r} does not fit set {name!r}",
             got=why,
             expected=f"one of {', '.join(fitting)}",
-            hint="leave --metric out: what fits each set is taken",
+            hint=hint or "leave --metric out: what fits each set is taken",
         )
     if "choice_accuracy" in asked:
-        _check_choices(name, examples)
+        _check_choices(name, examples, hint or EVAL_HINT)
 
 
 def overlap(examples: Sequence[Example], training: Sequence[Example]) -> Overlap:
@@ -85,7 +99,8 @@ def overlap(examples: Sequence[Example], training: Sequence[Example]) -> Overlap
     """
     if not examples or not training:
         return Overlap([], 0.0)
-    grams = gram_sets([_content(example) for example in (*examples, *training)])
+    contents = [_content(example) for example in (*examples, *training)]
+    grams = gram_sets(contents, [len(examples), len(training)])
     near = near_any(grams[: len(examples)], grams[len(examples) :])
     answers: dict[str, set[str]] = defaultdict(set)
     for example in training:
@@ -142,7 +157,7 @@ def refuse_overlap(name: str, examples: Sequence[Example], found: Overlap) -> No
         )
 
 
-def _check_choices(name: str, examples: Sequence[Example]) -> None:
+def _check_choices(name: str, examples: Sequence[Example], hint: str) -> None:
     with_choices = [example for example in examples if example.choices]
     for number, example in enumerate(examples, 1):
         if example.choices and example.reference not in example.choices:
@@ -157,7 +172,7 @@ def _check_choices(name: str, examples: Sequence[Example]) -> None:
             f"the answers of set {name!r} are one class only",
             got=f"{len(with_choices)} items, every answer {shorten(next(iter(classes)))!r}",
             expected="at least two different answers: a model that always says this one would be right",
-            hint="add items of other classes, or leave this metric out: --metric loss --metric exact_match",
+            hint=hint,
         )
 
 

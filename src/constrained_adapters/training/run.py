@@ -18,6 +18,7 @@ from constrained_adapters.evaluation.summary import with_references
 from constrained_adapters.models.load import load_base
 from constrained_adapters.recipes import check_methods, find_recipe
 from constrained_adapters.results import RunResult
+from constrained_adapters.training.checked_data import check_domains
 from constrained_adapters.training.domain import check_optimizer
 from constrained_adapters.training.guarding import can_be_guarded
 from constrained_adapters.training.learners import check_methods_on, make_learner
@@ -61,9 +62,12 @@ def run_config(config: RunConfig, *, observer: RunObserver | None = None, fresh:
     for domain in domains:
         for note in domain.notes:
             observer.message(f"{domain.name}: {note}")
+    texts = general_texts(config)
+    for warning in check_domains(domains, config.evaluation, texts):
+        observer.message(warning)
     observer.started(len(config.methods), [domain.name for domain in domains])
     base = load_base(config.base)
-    prepared = Prepared(domains, general_texts(config), base.tokenizer, base.model)
+    prepared = Prepared(domains, texts, base.tokenizer, base.model)
     check_methods_on(base, config)
     taught = [
         Lessons(prepared, config, method, Workspace(config.output / method.name).memory)
@@ -128,7 +132,7 @@ def _fixed_settings(
         "seed": config.seed,
         "adapter": config.adapter.model_dump(mode="json"),
         "training": config.training.model_dump(mode="json", exclude={"report_to"}),
-        "evaluation": config.evaluation.model_dump(mode="json", exclude={"general"}),
+        "evaluation": _scored_by(config),
         "general_texts": fingerprint_examples([Example(text=text) for text in prepared.general_texts]),
         "method": method.model_dump(mode="json", exclude={"general_text", "golden_set"}),
         "mixed_texts": lessons.fingerprint or None,
@@ -136,6 +140,12 @@ def _fixed_settings(
         **({"prevent_collapse": prevent.model_dump(mode="json")} if prevent else {}),
         "domains": [{"name": domain.name, "fingerprint": domain.fingerprint} for domain in prepared.domains],
     }
+
+
+def _scored_by(config: RunConfig) -> dict[str, Any]:
+    """Without ``metrics`` where it is not set: runs of before there was the setting go on."""
+    unset = {"metrics"} if config.evaluation.metrics is None else set()
+    return config.evaluation.model_dump(mode="json", exclude={"general", *unset})
 
 
 def environment() -> dict[str, Any]:

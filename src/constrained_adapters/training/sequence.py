@@ -24,7 +24,8 @@ from constrained_adapters.data.tokens import TokenDataset, Tokens
 from constrained_adapters.evaluation.calibration import measured_increases
 from constrained_adapters.evaluation.items import mean_scores
 from constrained_adapters.evaluation.samples import generate_answers
-from constrained_adapters.evaluation.scores import mean_nats, score_items
+from constrained_adapters.evaluation.scored_set import score_set
+from constrained_adapters.evaluation.scores import mean_nats
 from constrained_adapters.guards.forgetting import ForgettingGuard
 from constrained_adapters.memory.reservoir import num_memory_examples, sample_rows
 from constrained_adapters.objectives import LabelledDataset, Teachers, is_plain, prepare_rows
@@ -273,12 +274,15 @@ class DomainSequence:
 
     def _score(self, row: int, number: int) -> ItemScores:
         settings = self.config.evaluation
-        return score_items(
+        return score_set(
             self._shown(row, number),
             self.prepared.tokenizer,
             getattr(self.prepared.domains[number - 1], settings.split)[: settings.max_items],
+            # Drift and forecasts rest on the loss.
+            metrics=None if settings.metrics is None else ["loss", *settings.metrics],
             batch_size=settings.batch_size,
             max_length=self.config.training.max_length_tokens,
+            max_new_tokens=settings.max_new_tokens,
         )
 
     def _general_nats(self, row: int) -> float:

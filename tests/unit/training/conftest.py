@@ -54,19 +54,20 @@ class TinyRun:
             "checkpoint_every_steps": 2,
             "learning_rate": 1e-2,
         }
+        evaluation = {
+            "max_items": 3,
+            "general": str(self.folder / "general.jsonl"),
+            "num_samples": 1,
+            "max_new_tokens": 2,
+        }
         return RunConfig(
             output=self.folder / output,
-            base={"model": str(self.folder / "base")},
+            base=changes.pop("base", {"model": str(self.folder / "base")}),
             adapter={"rank": 2, **changes.pop("adapter", {})},
             training={**training, **changes.pop("training", {})},
             methods=list(methods),
             domains=[{"name": n, "data": str(self.folder / f"{n}.jsonl")} for n in names],
-            evaluation={
-                "max_items": 3,
-                "general": str(self.folder / "general.jsonl"),
-                "num_samples": 1,
-                "max_new_tokens": 2,
-            },
+            evaluation=changes.pop("evaluation", evaluation),
             **changes,
         )
 
