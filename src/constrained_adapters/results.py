@@ -1,4 +1,4 @@
-"""The versioned record of a run: plain data, no torch.
+"""The versioned records of a run and of an assessment: plain data, no torch.
 
 A run's folder holds one ``results.json`` of the type :class:`RunResult`; the report, the
 comparison table and the benchmark are made from it alone.
@@ -11,11 +11,13 @@ A cell that was not measured is None.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
+ASSESSMENT_VERSION = 1
+Group = Literal["old", "new", "mixed", "domain", "general", "given"]
 Matrix = list[list[float | None]]
 
 
@@ -124,6 +126,81 @@ class MethodResult(_Record):
     """Bootstrap intervals (95 %) of entries of ``summary``, over the test items."""
 
 
+class Contradicted(_Record):
+    """A question of a domain with two answers that do not agree."""
+
+    question: str
+    answer: str
+    other_question: str
+    other_answer: str
+    where: str
+    """The domain of the other answer; empty: the same."""
+
+
+class Denied(_Record):
+    """A question on which the base is sure of another answer than the data's."""
+
+    question: str
+    answer: str
+    belief: str
+    confidence: float
+    """0 … 1."""
+
+
+class PairFinding(_Record):
+    """One reason for a level of risk; what does not decide is told only."""
+
+    signal: str
+    level: str
+    decides: bool
+    text: str
+
+
+class PairDiagnosed(_Record):
+    """A domain against one before it, or against text of the base (``base``)."""
+
+    old: str
+    level: str | None
+    """``low``, ``medium``, ``high``; None where nothing that decides is known."""
+    signals: dict[str, float | None]
+    """``kl_nats``, ``jaccard``; where the base was asked ``gradient_cosine``, ``old_nats``, ``new_nats`` and
+    ``trial_increase``: the rise of the old loss in a short trial, as a share."""
+    findings: list[PairFinding]
+    num_contradictions: int
+
+
+class DomainDiagnosed(_Record):
+    """What was known of one domain before it was learnt."""
+
+    name: str
+    level: str | None
+    num_train: int
+    num_examples: int
+    notes: list[str] = Field(default_factory=list)
+    """What was read, dropped and deduplicated, and what is odd about it."""
+    pairs: list[PairDiagnosed] = Field(default_factory=list)
+    contradictions: list[Contradicted] = Field(default_factory=list)
+    """With earlier domains, then within; the first of them, and none in a private run."""
+    num_contradictions: int = 0
+    num_within: int = 0
+    """Of ``num_contradictions`` those within the domain."""
+    beliefs: list[Denied] = Field(default_factory=list)
+    num_beliefs: int = 0
+    num_asked: int = 0
+    advice: str = ""
+    """A recipe; empty where the base was not asked."""
+    reasons: list[str] = Field(default_factory=list)
+    seconds: float = 0.0
+
+
+class DiagnosisRecord(_Record):
+    """What was known before training."""
+
+    mode: Literal["off", "data", "full"] = "off"
+    """``data``: from the data alone; ``full``: the base was asked too."""
+    domains: list[DomainDiagnosed] = Field(default_factory=list)
+
+
 class RunResult(_Record):
     """All methods of one run, with the settings and the environment they ran in."""
 
@@ -134,9 +211,70 @@ class RunResult(_Record):
     environment: dict[str, Any]
     settings: dict[str, Any]
     methods: list[MethodResult]
-    diagnosis: dict[str, Any] = Field(default_factory=dict)
-    """What was found before training, where it was asked for."""
+    diagnosis: DiagnosisRecord = Field(default_factory=DiagnosisRecord)
+    """What was found before training. Empty in records older than this field."""
     ledger: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class Estimate(_Record):
+    """A mean over the items of a set, with its 95 % bootstrap interval where there is one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class SetScores(_Record):
+    """What each model scores on one set.
+
+    ``group`` is ``old`` (finished domains), ``new`` (the last), ``mixed`` (both together), ``domain``,
+    ``general`` (text of no domain) or ``given`` (a file of the user's).
+    """
+
+    name: str
+    group: Group
+    parts: list[str]
+    """The sets whose items it joins; itself where it is no more than one."""
+    num_items: int
+    scores: dict[str, dict[str, Estimate]]
+    """By model and metric; ``superseded_`` metrics are of facts that are meant to be forgotten."""
+
+
+class TaskScore(_Record):
+    """One metric of one task of lm-evaluation-harness, by model."""
+
+    task: str
+    metric: str
+    num_items: int
+    scores: dict[str, Estimate]
+    """``low`` and ``high``: 1.96 of the harness's standard errors on each side."""
+
+
+class Assessment(_Record):
+    """A base and what was made of it, scored on sets."""
+
+    kind: Literal["assessment"] = "assessment"
+    schema_version: int = ASSESSMENT_VERSION
+    title: str
+    created: str
+    base: dict[str, Any]
+    environment: dict[str, Any]
+    settings: dict[str, Any]
+    models: list[str]
+    """``base``, then what was made of it."""
+    sets: list[SetScores]
+    domains: list[str] = Field(default_factory=list)
+    """Of a run, in order; empty where there is no sequence."""
+    matrices: dict[str, Matrix] = Field(default_factory=dict)
+    """R, as in :class:`MethodResult`, and ``perplexity``."""
+    general_nats: list[float | None] = Field(default_factory=list)
+    summary: dict[str, float] = Field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    items: dict[str, dict[str, ItemScores]] = Field(default_factory=dict)
+    """By model and set."""
+    tasks: list[TaskScore] = Field(default_factory=list)
+    seconds: float = 0.0
+    notes: list[str] = Field(default_factory=list)
 
 
 def load_results(path: Path) -> RunResult:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from constrained_adapters.assessment.harness import Tasks, check_tasks, score_tasks
-from constrained_adapters.assessment.record import Assessment, Group, SetScores
 from constrained_adapters.assessment.scoring import Scorer, Scoring, estimates
 from constrained_adapters.assessment.sets import EvaluationSet, capped
 from constrained_adapters.config.crma import CRMAConfig
@@ -21,7 +20,7 @@ from constrained_adapters.evaluation.checks import check_set, joined_overlaps, o
 from constrained_adapters.evaluation.items import joined
 from constrained_adapters.model.crma import CRMAModel
 from constrained_adapters.models.load import load_base
-from constrained_adapters.results import ItemScores
+from constrained_adapters.results import Assessment, Group, ItemScores, SetScores
 from constrained_adapters.training.run import environment
 
 BASE = "base"

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from constrained_adapters.assessment.record import Estimate, TaskScore
 from constrained_adapters.errors import DataError, MissingExtraError, UnknownNameError
+from constrained_adapters.results import Estimate, TaskScore
 
 if TYPE_CHECKING:
     from constrained_adapters.assessment.scoring import Scorer

@@ -19,7 +19,6 @@ from constrained_adapters.assessment.assess import (
     settings,
 )
 from constrained_adapters.assessment.harness import score_tasks
-from constrained_adapters.assessment.record import Assessment, Group
 from constrained_adapters.assessment.scoring import Scorer, derived_matrices
 from constrained_adapters.assessment.sets import EvaluationSet, RunData, capped, read_run_data
 from constrained_adapters.config.run import RunConfig
@@ -29,7 +28,7 @@ from constrained_adapters.evaluation.intervals import summary_intervals
 from constrained_adapters.evaluation.items import METRICS, SUPERSEDED, mean_scores
 from constrained_adapters.evaluation.summary import summarise
 from constrained_adapters.model.opened import OpenedModel, open_workspace
-from constrained_adapters.results import ItemScores, Matrix
+from constrained_adapters.results import Assessment, Group, ItemScores, Matrix
 from constrained_adapters.training.run import environment, general_texts
 from constrained_adapters.workspace import Workspace, finished_domains
 

@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from constrained_adapters.assessment.record import Estimate
 from constrained_adapters.assessment.sets import EvaluationSet
 from constrained_adapters.evaluation.checks import DERIVED
 from constrained_adapters.evaluation.intervals import mean_interval
 from constrained_adapters.evaluation.items import METRICS, SUPERSEDED, mean_scores
 from constrained_adapters.evaluation.matrix import perplexity
 from constrained_adapters.evaluation.scored_set import score_set
-from constrained_adapters.results import ItemScores
+from constrained_adapters.results import Estimate, ItemScores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from constrained_adapters.assessment.record import Assessment, Estimate, SetScores
 from constrained_adapters.evaluation.intervals import Interval
 from constrained_adapters.evaluation.items import joined
 from constrained_adapters.evaluation.significance import Difference, paired_differences
 from constrained_adapters.report.numbers import MISSING, decimal, ratio
+from constrained_adapters.results import Assessment, Estimate, SetScores
 
 SHARES = frozenset({"exact_match", "choice_accuracy", "token_f1"})
 SUMMARY = {

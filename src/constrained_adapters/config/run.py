@@ -193,6 +193,7 @@ class RunConfig(Settings):
     output: Path = Path("crma-run")
     seed: int = Field(default=0, ge=0)
     private: bool | Literal["encrypted"] = False
+    diagnosis: Literal["data", "full", "off"] = "data"
     base: BaseConfig = Field(default_factory=BaseConfig)
     adapter: AdapterConfig = Field(default_factory=AdapterConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)

@@ -35,6 +35,7 @@ EXPLAINED = {
     "output": "folder of the run, relative to this file; the same command goes on where it stopped",
     "seed": "of everything that is drawn: same seed, same result",
     "private": "write no example to disk: no replay buffer, no samples in the report; or 'encrypted'",
+    "diagnosis": "before training: data (the files alone), full (the base is asked, minutes) or off",
     "base.model": "'embedded' (the packaged 135 M model), a name on the hub, or a folder",
     "base.dtype": "weights of the base: auto, float32, bfloat16 or float16",
     "base.device": "auto, cpu, cuda, cuda:1, mps",

@@ -176,7 +176,7 @@ def _notes(olds: Sequence[Side], new: Side) -> list[str]:
     notes = []
     answers = {example.reference for example in new.examples if example.form != "text"}
     if len(answers) == 1 and len(new.examples) > 1:
-        notes.append(f"All {len(new.examples)} answers are the same ({next(iter(answers))!r}).")
+        notes.append(f"All {len(new.examples)} answers are the same.")
     for old in olds:
         if shared := refuse_old_data(old.name, old.examples, new.name, new.examples):
             share = shared / len(new.examples)

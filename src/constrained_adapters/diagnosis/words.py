@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from constrained_adapters.data.records import shorten
 from constrained_adapters.diagnosis.diagnose import Diagnosis, PairDiagnosis
 
+LINE = 100
+"""Characters of a text that are shown."""
 MOST_LISTED = 10
 """Contradictions and beliefs that are shown of each kind; ``--json`` has all."""
 
@@ -24,18 +27,38 @@ def describe(diagnosis: Diagnosis) -> list[str]:
             text += f", and predicts {said.predicted_increase_nats:+.3f} nats for the trial"
         lines.append(f"  {text}")
     listed = [
-        f"{_short(each.question)} → data: {_short(each.answer)} | model: {_short(each.belief)} "
+        f"{shorten(each.question, LINE)} → data: {shorten(each.answer, LINE)} | model: {shorten(each.belief, LINE)} "
         f"({each.confidence:.2f})"
         for each in diagnosis.beliefs
     ]
     lines += _list("The model is sure of another answer", listed)
     within = [
-        f"{_short(each.question)} → {_short(each.answer)} | {_short(each.other_answer)}"
+        f"{shorten(each.question, LINE)} → {shorten(each.answer, LINE)} | {shorten(each.other_answer, LINE)}"
         for each in diagnosis.within
     ]
     lines += _list("The new data contradicts itself", within)
     if (advice := diagnosis.advice) is not None:
         lines += ["", f"Advice: {advice.recipe}", *(f"  - {each}" for each in advice.reasons)]
+    return lines
+
+
+def brief(diagnosis: Diagnosis) -> list[str]:
+    """The few lines that a run shows of it: facts against facts, and the risk where it is known."""
+    lines = []
+    for where, found in (
+        *((f"with {pair.old}", pair.contradictions) for pair in diagnosis.pairs),
+        ("within", diagnosis.within),
+    ):
+        if found:
+            first = found[0]
+            answers = f"{shorten(first.answer)!r} against {shorten(first.other_answer)!r}"
+            question = shorten(first.question)
+            lines.append(f"{diagnosis.new}: {len(found)} contradictions {where}: {question!r}: {answers}")
+    if diagnosis.advice is not None:
+        findings = [finding for pair in diagnosis.pairs for finding in pair.findings if finding.decides]
+        texts = (each.text for each in findings if each.level == diagnosis.level)
+        advised = f"{next(texts, 'nothing speaks for it')}; advised: {diagnosis.advice.recipe}"
+        lines.append(f"{diagnosis.new}: {diagnosis.level} risk of forgetting: {advised}")
     return lines
 
 
@@ -46,7 +69,7 @@ def _describe_pair(pair: PairDiagnosis) -> list[str]:
         told = "" if finding.decides else "told only: "
         lines.append(f"  {finding.level if finding.decides else '':<7} {told}{finding.text}")
     listed = [
-        f"{_short(each.question)} → new: {_short(each.answer)} | old: {_short(each.other_answer)}"
+        f"{shorten(each.question, LINE)} → new: {shorten(each.answer, LINE)} | old: {shorten(each.other_answer, LINE)}"
         for each in pair.contradictions
     ]
     return lines + _list("Contradictions", listed, indent="  ")
@@ -60,8 +83,3 @@ def _list(heading: str, listed: Sequence[str], indent: str = "") -> list[str]:
     blank = [] if indent else [""]
     shown = [f"{indent}  - {each}" for each in listed[:MOST_LISTED]]
     return [*blank, f"{indent}{heading} ({len(listed)}):", *shown, *more]
-
-
-def _short(text: str, longest: int = 100) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= longest else f"{line[: longest - 1]}…"

@@ -92,7 +92,6 @@ def render_report(result: RunResult) -> str:
         sections=[section(index, method, result.methods) for index, method in enumerate(result.methods)],
         ledger=_ledger_table(result.ledger),
         details=[
-            ("Diagnosis before training", flattened(result.diagnosis)),
             ("Base model", flattened(result.base)),
             ("Settings of the run", flattened(result.settings)),
             *((f"Settings of {method.name}", flattened(method.settings)) for method in result.methods),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from constrained_adapters.errors import UsageError
-from constrained_adapters.results import MethodResult, RunResult
+from constrained_adapters.results import DiagnosisRecord, MethodResult, RunResult
 
 
 def combined(results: Sequence[tuple[str, RunResult]]) -> RunResult:
@@ -42,9 +42,7 @@ def combined(results: Sequence[tuple[str, RunResult]]) -> RunResult:
             for label, (_, result) in zip(labels, results, strict=True)
             for method in result.methods
         ],
-        diagnosis={label: result.diagnosis for label, (_, result) in zip(labels, results, strict=True)}
-        if any(result.diagnosis for _, result in results)
-        else {},
+        diagnosis=_diagnosis([result for _, result in results]),
         ledger=[
             {"run": label, **entry}
             for label, (_, result) in zip(labels, results, strict=True)
@@ -62,6 +60,11 @@ def _by_run(labels: Sequence[str], values: Sequence[dict[str, Any]]) -> dict[str
     return (
         values[0] if all(value == values[0] for value in values) else dict(zip(labels, values, strict=True))
     )
+
+
+def _diagnosis(results: Sequence[RunResult]) -> DiagnosisRecord:
+    """They teach the same domains: what was known of them is said once."""
+    return next((each.diagnosis for each in results if each.diagnosis.domains), DiagnosisRecord())
 
 
 def _renamed(method: MethodResult, label: str) -> MethodResult:

@@ -18,6 +18,7 @@ from constrained_adapters.evaluation.summary import with_references
 from constrained_adapters.models.load import load_base
 from constrained_adapters.recipes import check_methods, find_recipe
 from constrained_adapters.results import RunResult
+from constrained_adapters.training.before import diagnose_before
 from constrained_adapters.training.checked_data import check_domains
 from constrained_adapters.training.domain import check_optimizer
 from constrained_adapters.training.guarding import can_be_guarded
@@ -73,18 +74,22 @@ def run_config(config: RunConfig, *, observer: RunObserver | None = None, fresh:
         Lessons(prepared, config, method, Workspace(config.output / method.name).memory)
         for method in config.methods
     ]
+    if not fresh:  # a run that cannot go on says so before it is diagnosed
+        begun, method = Workspace(config.output / config.methods[0].name), config.methods[0]
+        begun.check_settings(_fixed_settings(config, method, prepared, taught[0]), growing=_growing(method))
+    diagnosis = diagnose_before(base, domains, config, tell=observer.message, fresh=fresh)
     results = []
     for index, (method, lessons) in enumerate(zip(config.methods, taught, strict=True)):
         # Before anything is written down, so that a wrong setting can be put right and the run begun.
         workspace = Workspace(config.output / method.name)
         reset_peak_memory()
         learner = make_learner(base, config, method, workspace.memory, lessons.kept)
-        growing = ("domains",) if find_recipe(method).resizable else ()
         with workspace.lock():
             if fresh:
                 workspace.clear()
             workspace.remember_base(base.fingerprint, base.description)
-            workspace.remember_settings(_fixed_settings(config, method, prepared, lessons), growing=growing)
+            fixed = _fixed_settings(config, method, prepared, lessons)
+            workspace.remember_settings(fixed, growing=_growing(method))
             if index == 0:
                 atomic_write_text(config.output / "crma.yaml", dump_config(config))
             first = config.output / config.methods[0].name
@@ -99,6 +104,7 @@ def run_config(config: RunConfig, *, observer: RunObserver | None = None, fresh:
         environment=environment(),
         settings=config.model_dump(mode="json"),
         methods=with_references(results),
+        diagnosis=diagnosis,
         ledger=[
             entry
             for method in config.methods
@@ -140,6 +146,11 @@ def _fixed_settings(
         **({"prevent_collapse": prevent.model_dump(mode="json")} if prevent else {}),
         "domains": [{"name": domain.name, "fingerprint": domain.fingerprint} for domain in prepared.domains],
     }
+
+
+def _growing(method: MethodConfig) -> tuple[str, ...]:
+    """Which lists of the settings may get longer while a run stands."""
+    return ("domains",) if find_recipe(method).resizable else ()
 
 
 def _scored_by(config: RunConfig) -> dict[str, Any]:

@@ -147,6 +147,22 @@ class Workspace:
             WorkspaceError: A setting changed since the run began; the message names old and new value.
         """
         now = json.loads(json.dumps(settings))
+        if self.check_settings(now, growing=growing) != now:
+            atomic_write_json(self.settings_file, {"schema_version": SCHEMA_VERSION, "settings": now})
+
+    def check_settings(
+        self, settings: Mapping[str, Any], *, growing: tuple[str, ...] = ()
+    ) -> dict[str, Any] | None:
+        """Return the settings that this run began with, None where it has not; writes nothing.
+
+        Args:
+            settings: As for :meth:`remember_settings`.
+            growing: As there.
+
+        Raises:
+            WorkspaceError: As there.
+        """
+        now = json.loads(json.dumps(settings))
         known = self._read(self.settings_file)
         if known is not None:
             if known.get("schema_version", 0) > SCHEMA_VERSION:
@@ -167,8 +183,7 @@ class Workspace:
                     expected="the settings that the run began with",
                     hint="set them back to go on; or --fresh (loses the old run); or --output (keeps both)",
                 )
-        if known is None or known.get("settings") != now:
-            atomic_write_json(self.settings_file, {"schema_version": SCHEMA_VERSION, "settings": now})
+        return None if known is None else dict(known.get("settings", {}))
 
     def read_settings(self) -> dict[str, Any]:
         """Return what :meth:`remember_settings` kept; empty where nothing was.

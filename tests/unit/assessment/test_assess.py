@@ -10,12 +10,13 @@ import pytest
 from constrained_adapters.assessment.asked import read_sets, scoring_of
 from constrained_adapters.assessment.assess import ADAPTED, BASE, Asked, assess_adapters
 from constrained_adapters.assessment.of_run import GENERAL, assess_run
-from constrained_adapters.assessment.record import Assessment, load_assessment
+from constrained_adapters.assessment.record import load_assessment
 from constrained_adapters.assessment.scoring import Scoring
 from constrained_adapters.assessment.sets import read_set
 from constrained_adapters.config.run import DomainConfig
 from constrained_adapters.errors import ConfigError, DataError, UnknownNameError, WorkspaceError
 from constrained_adapters.evaluation.significance import paired_differences
+from constrained_adapters.results import Assessment
 from constrained_adapters.training.run import run_config
 from constrained_adapters.workspace import Workspace
 

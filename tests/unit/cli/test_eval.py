@@ -7,9 +7,16 @@ import random
 
 import pytest
 
-from constrained_adapters.assessment.record import Assessment, Estimate, SetScores, TaskScore
 from constrained_adapters.cli.assessment_tables import print_assessment
-from constrained_adapters.results import ItemScores, MethodResult, RunResult
+from constrained_adapters.results import (
+    Assessment,
+    Estimate,
+    ItemScores,
+    MethodResult,
+    RunResult,
+    SetScores,
+    TaskScore,
+)
 
 from ..training.conftest import tiny_run  # noqa: F401  # a fixture
 
