@@ -23,7 +23,7 @@ from constrained_adapters.serving.upstream import UpstreamEngine
 from .conftest import python_of
 from .upstream import answers, packaged_model_with_adapters
 
-pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engines, pytest.mark.slow, pytest.mark.timeout(600)]
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "llama_server.py"
 SETTINGS = ServeSettings(slots=4, context_tokens=128)
 

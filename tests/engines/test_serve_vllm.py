@@ -17,6 +17,7 @@ from .upstream import answers, packaged_model_with_adapters
 COMMAND = Path(__file__).resolve().parents[2] / ".engines" / "vllm" / "bin" / "vllm"
 pytestmark = [
     pytest.mark.engines,
+    pytest.mark.slow,
     pytest.mark.timeout(900),
     pytest.mark.skipif(not COMMAND.exists(), reason="vLLM is not installed: make test-engines"),
 ]
