@@ -217,7 +217,7 @@ def template(
         "# Lines that begin with '#' show a setting's default; remove the '#' to change it.",
         "",
     ]
-    head = {"title": title, "output": "crma-run", "seed": 0, "private": False}
+    head = {"title": title, "output": "crma-run", "seed": 0, "private": False, "diagnosis": "data"}
     lines += _settings(RunConfig, head, prefix="", indent="")
     for section, words in SECTIONS.items():
         model = _MODELS[section]

@@ -27,8 +27,8 @@ def describe(diagnosis: Diagnosis) -> list[str]:
             text += f", and predicts {said.predicted_increase_nats:+.3f} nats for the trial"
         lines.append(f"  {text}")
     listed = [
-        f"{shorten(each.question, LINE)} → data: {shorten(each.answer, LINE)} | model: {shorten(each.belief, LINE)} "
-        f"({each.confidence:.2f})"
+        f"{shorten(each.question, LINE)} → data: {shorten(each.answer, LINE)} "
+        f"| model: {shorten(each.belief, LINE)} ({each.confidence:.2f})"
         for each in diagnosis.beliefs
     ]
     lines += _list("The model is sure of another answer", listed)
@@ -69,7 +69,8 @@ def _describe_pair(pair: PairDiagnosis) -> list[str]:
         told = "" if finding.decides else "told only: "
         lines.append(f"  {finding.level if finding.decides else '':<7} {told}{finding.text}")
     listed = [
-        f"{shorten(each.question, LINE)} → new: {shorten(each.answer, LINE)} | old: {shorten(each.other_answer, LINE)}"
+        f"{shorten(each.question, LINE)} → new: {shorten(each.answer, LINE)} "
+        f"| old: {shorten(each.other_answer, LINE)}"
         for each in pair.contradictions
     ]
     return lines + _list("Contradictions", listed, indent="  ")
