@@ -2,8 +2,8 @@
 
 ``.engines/llama_server/bin/python scripts/llama_server.py MODEL.gguf [--lora FILE.gguf …] [--port N]``
 
-``xllamacpp`` holds llama.cpp's server, compiled; what answers is the same C++ as in ``llama-server``. Prints the
-server's address as a line and serves until its standard input is closed.
+``xllamacpp`` holds llama.cpp's server, compiled: what answers is the same C++ as in ``llama-server``. Prints
+the server's address as a line and serves until its standard input is closed.
 """
 
 from __future__ import annotations

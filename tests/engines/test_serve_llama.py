@@ -95,7 +95,7 @@ def test_llama_cpp_answers_as_the_embedded_engine(tmp_path):
                 "extra_body": {"ignore_eos": True},
             }
             chunks = list(client.chat.completions.create(model="law", stream=True, **asked))
-            with pytest.raises(openai.BadRequestError, match="--lora absent.gguf"):
+            with pytest.raises(openai.BadRequestError, match=r"--lora absent\.gguf"):
                 client.chat.completions.create(model="absent", **asked)
     assert len(set(wanted)) == len(wanted)  # each adapter says something else
     assert found == wanted
