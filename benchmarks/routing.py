@@ -33,7 +33,7 @@ from constrained_adapters.routing import BASE, Route, Router
 from constrained_adapters.routing.build import domain_prompts
 from constrained_adapters.routing.discriminant import Discriminant
 from constrained_adapters.routing.own_text import write_own_text
-from constrained_adapters.routing.router import FALSE_CHOICE_RATE
+from constrained_adapters.routing.preferences import FALSE_CHOICE_RATE
 from constrained_adapters.routing.states import PromptStates
 from constrained_adapters.routing.statistics import PromptStatistics
 from constrained_adapters.training.run import environment

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +14,6 @@ from constrained_adapters.cli.run_folder import MethodName, RunFolder, chosen_wo
 
 if TYPE_CHECKING:
     from constrained_adapters.routing import Route
-    from constrained_adapters.routing.build import Vectors
 
 SHOWN_WORDS = 5
 
@@ -32,8 +32,11 @@ def route(
         typer.Option(help="Go by this embedding model's folder instead of the base's hidden states."),
     ] = None,
     false_choice_rate: Annotated[
-        float, typer.Option(help="Share of text of no domain that may be taken for one, 0 … 1.")
-    ] = 0.05,
+        float | None, typer.Option(help="Share of text of no domain that may be taken for one, 0 … 1 (0.05).")
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Let ask, chat and serve route with these options from now on.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show which domain of a finished run a prompt is routed to, with the scores and the words behind it."""
@@ -45,27 +48,29 @@ def route(
     from constrained_adapters.model.opened import load_run_base
     from constrained_adapters.routing import Router
     from constrained_adapters.routing.build import build_from_data
-    from constrained_adapters.routing.states import PromptStates
+    from constrained_adapters.routing.preferences import read_preferences, write_preferences
+    from constrained_adapters.routing.router import preferred_vectors
 
     def tell(line: str) -> None:
         typer.echo(line, err=True)
 
+    asked: dict[str, Any] = {"embedding": embedding, "false_choice_rate": false_choice_rate}
+    preferred = replace(read_preferences(workspace), **{k: v for k, v in asked.items() if v is not None})
     base = load_run_base(workspace)
-    vectors: Vectors = PromptStates(base.model, base.tokenizer)
-    if embedding is not None:
-        from constrained_adapters.routing.embedding import load_embedding
-
-        vectors = load_embedding(embedding)
+    vectors = preferred_vectors(preferred, base.model, base.tokenizer)
     if build:
         build_from_data(workspace, vectors, tell)
     router = Router.load(
         workspace,
         base.model,
         base.tokenizer,
-        false_choice_rate=false_choice_rate,
+        false_choice_rate=preferred.false_choice_rate,
         vectors=vectors,
         tell=tell,
     )
+    if keep:
+        write_preferences(workspace, preferred)
+        tell("kept: ask, chat and serve route like this from now on")
     if text is None:
         typer.echo(f"routes to {', '.join(router.domains)}, or to the base: crma route TEXT")
         return

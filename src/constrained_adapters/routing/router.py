@@ -10,15 +10,15 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from constrained_adapters.errors import ConfigError
 from constrained_adapters.routing.build import Vectors, own_texts, read_domain
 from constrained_adapters.routing.discriminant import Discriminant
+from constrained_adapters.routing.embedding import EMBEDDING_FILE, load_embedding
 from constrained_adapters.routing.keywords import found_keywords, read_keywords
+from constrained_adapters.routing.preferences import RoutingPreferences, read_preferences
 from constrained_adapters.routing.route import BASE, Route
 from constrained_adapters.routing.states import STATISTICS_FILE, PromptStates
 from constrained_adapters.workspace import Workspace, finished_domains
 
-FALSE_CHOICE_RATE = 0.05
 LEAST_SHARE = 0.1
 """A domain that is less likely takes no part in a mix."""
 
@@ -53,7 +53,7 @@ class Router:
         model: Any,
         tokenizer: Any,
         *,
-        false_choice_rate: float = FALSE_CHOICE_RATE,
+        false_choice_rate: float | None = None,
         vectors: Vectors | None = None,
         tell: Callable[[str], None] = lambda text: None,
     ) -> Self:
@@ -65,24 +65,28 @@ class Router:
                 threads must not use it at once.
             tokenizer: Of the base.
             false_choice_rate: Share of the base's own text, 0 … 1, that may be taken for a domain's; the
-                threshold follows from it.
-            vectors: Other vectors than the base's hidden states, such as an embedding model's.
+                threshold follows from it. None: as the run prefers
+                (:mod:`constrained_adapters.routing.preferences`), 0.05 unless it was set.
+            vectors: Other vectors, such as an embedding model's; None: as the run prefers, the base's hidden
+                states unless it was set.
             tell: Says what takes long: the first router of a run lets the base write text.
 
         Raises:
             WorkspaceError: The run has no statistics to route by, or they are damaged.
             ConfigError: The rate is no share.
+            DataError: The embedding model that the run prefers has gone.
         """
-        if not 0.0 <= false_choice_rate <= 1.0:
-            raise ConfigError(
-                "the rate of false choices is no share", got=repr(false_choice_rate), expected="0 … 1"
-            )
-        vectors = vectors or PromptStates(model, tokenizer)
+        preferred = read_preferences(workspace)
+        if false_choice_rate is not None:
+            preferred = replace(preferred, false_choice_rate=false_choice_rate)
+        vectors = vectors or preferred_vectors(preferred, model, tokenizer)
         domains = finished_domains(workspace)
         statistics = [read_domain(workspace, domain, vectors) for domain in domains]
         with getattr(model, "base_only", nullcontext)():
             texts = own_texts(workspace, model, tokenizer, tell)
-        discriminant = Discriminant.fit(statistics, vectors(texts), false_choice_rate=false_choice_rate)
+        discriminant = Discriminant.fit(
+            statistics, vectors(texts), false_choice_rate=preferred.false_choice_rate
+        )
         keywords = {domain: read_keywords(workspace.adapter(domain)) for domain in domains}
         return cls(domains, vectors, discriminant, keywords)
 
@@ -174,6 +178,18 @@ class Router:
         return Route(best, {best: 1.0}, likely, near, thresholds, reason=f"nearest is {best}: {where}")
 
 
+def preferred_vectors(preferred: RoutingPreferences, model: Any, tokenizer: Any) -> Vectors:
+    """What turns prompts into vectors: the embedding model that is preferred, or the base's own states.
+
+    Raises:
+        DataError: There is no embedding model in that folder.
+        MissingExtraError: The library that it was made with is not installed.
+    """
+    if preferred.embedding is not None:
+        return load_embedding(preferred.embedding)
+    return PromptStates(model, tokenizer)
+
+
 def find_router(
     workspace: Workspace, model: Any, tokenizer: Any, *, tell: Callable[[str], None] = lambda text: None
 ) -> Router | None:
@@ -182,8 +198,9 @@ def find_router(
     Raises:
         WorkspaceError: What it knows is damaged.
     """
-    known = [workspace.adapter(name) / STATISTICS_FILE for name in finished_domains(workspace)]
-    if not all(file.is_file() for file in known):
+    file = STATISTICS_FILE if read_preferences(workspace).embedding is None else EMBEDDING_FILE
+    known = [workspace.adapter(name) / file for name in finished_domains(workspace)]
+    if not all(each.is_file() for each in known):
         return None
     return Router.load(workspace, model, tokenizer, tell=tell)
 

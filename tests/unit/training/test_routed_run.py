@@ -8,9 +8,14 @@ from safetensors.torch import load_file
 
 from constrained_adapters.errors import ConfigError, DataError, WorkspaceError
 from constrained_adapters.model.opened import load_run_base, open_workspace
-from constrained_adapters.routing import BASE, Router
+from constrained_adapters.routing import BASE, Router, find_router
 from constrained_adapters.routing import own_text as own_text_module
 from constrained_adapters.routing.build import OWN_TEXT_FILE, build_from_data
+from constrained_adapters.routing.preferences import (
+    PREFERENCES_FILE,
+    RoutingPreferences,
+    write_preferences,
+)
 from constrained_adapters.routing.states import STATISTICS_FILE, PromptStates
 from constrained_adapters.workspace import find_workspace
 
@@ -167,3 +172,25 @@ def test_statistics_of_other_vectors_are_refused(routed):
     with pytest.raises(WorkspaceError, match="another model") as caught:
         Router.load(*routed, vectors=vectors)
     assert "decoder layer 1" in caught.value.got
+
+
+def test_what_the_run_prefers_holds_wherever_nothing_else_is_said(routed):
+    workspace = routed[0]
+    write_preferences(workspace, RoutingPreferences(false_choice_rate=0.0))
+    assert Router.load(*routed).route("law 5?").domain is None
+    assert Router.load(*routed, false_choice_rate=0.05).route("law 5?").domain == "law"
+    write_preferences(workspace, RoutingPreferences(embedding=workspace.root / "none"))
+    assert find_router(*routed) is None  # no statistics of an embedding model
+    with pytest.raises(DataError):
+        Router.load(*routed)
+
+
+def test_damaged_preferences_say_how_to_go_on(routed):
+    write_preferences(routed[0], RoutingPreferences())
+    file = routed[0].memory / PREFERENCES_FILE
+    file.write_text('{"version": 1, "false_choice_rate": 7, "embedding": null}')
+    with pytest.raises(WorkspaceError, match=r"damaged[\s\S]*remove the file"):
+        Router.load(*routed)
+    file.write_text("{")
+    with pytest.raises(WorkspaceError, match="damaged"):
+        Router.load(*routed)
