@@ -162,7 +162,7 @@ class PairDiagnosed(_Record):
     old: str
     level: str | None
     """``low``, ``medium``, ``high``; None where nothing that decides is known."""
-    signals: dict[str, float | None]
+    signals: dict[str, float]
     """``kl_nats``, ``jaccard``; where the base was asked ``gradient_cosine``, ``old_nats``, ``new_nats`` and
     ``trial_increase``: the rise of the old loss in a short trial, as a share."""
     findings: list[PairFinding]

@@ -7,7 +7,7 @@ import pytest
 from constrained_adapters.report import write_report
 from constrained_adapters.report.several import combined
 
-from ..unit.report.factory import ATTACK, make_result
+from ..unit.report.factory import ATTACK, make_assessment, make_result
 from .chromium import Chromium, find_chromium
 
 EXECUTABLE = find_chromium()
@@ -61,7 +61,7 @@ def browser(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
-    write_report(make_result(["crma", "lora", "joint"]), path)
+    write_report(make_result(["crma", "lora", "joint"]), path, [make_assessment()])
     return path
 
 

@@ -117,6 +117,7 @@ def _base_row(method: MethodResult, columns: Sequence[Column]) -> Row:
     known = {
         "Final accuracy": ratio(row_mean(method, "exact_match", 0)),
         "Choice accuracy": ratio(row_mean(method, "choice_accuracy", 0)),
+        "Token F1": ratio(row_mean(method, "token_f1", 0)),
         "General perplexity": decimal(summary(method, "general_perplexity_base")),
     }
     return Row(
@@ -222,6 +223,15 @@ COLUMNS = [
         lambda method: ratio(summary(method, "choice_accuracy")),
         "high",
         "choice_accuracy",
+    ),
+    Column(
+        "Token F1",
+        "",
+        "Words shared by what is written and the reference, over all domains after the last one.",
+        _get("token_f1"),
+        lambda method: ratio(summary(method, "token_f1")),
+        "high",
+        "token_f1",
     ),
     Column(
         "Plasticity",

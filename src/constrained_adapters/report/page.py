@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib import resources
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from constrained_adapters.report.assessed import assessed
+from constrained_adapters.report.before import before_training
 from constrained_adapters.report.changes import language_tag
 from constrained_adapters.report.charts import Chart, Drawing
 from constrained_adapters.report.comparison import compare
@@ -28,7 +30,7 @@ from constrained_adapters.report.pareto import Point, pareto_chart
 from constrained_adapters.report.sections import section
 from constrained_adapters.report.svg import NUM_COLOURS
 from constrained_adapters.report.verdict import noise_note, verdict
-from constrained_adapters.results import MethodResult, RunResult
+from constrained_adapters.results import Assessment, MethodResult, RunResult
 from constrained_adapters.workspace import atomic_write_text
 
 Table = tuple[list[str], list[list[str]]]
@@ -48,16 +50,21 @@ _MONTHS = [
 ]
 
 
-def write_report(result: RunResult, path: Path) -> None:
+def write_report(result: RunResult, path: Path, assessments: Sequence[Assessment] = ()) -> None:
     """Write the report of ``result`` to ``path``, whole or not at all.
+
+    Args:
+        result: Of a run, or of several in one.
+        path: The file.
+        assessments: What ``crma eval`` measured afterwards.
 
     Raises:
         OSError: The folder cannot be written to.
     """
-    atomic_write_text(path, render_report(result))
+    atomic_write_text(path, render_report(result, assessments))
 
 
-def render_report(result: RunResult) -> str:
+def render_report(result: RunResult, assessments: Sequence[Assessment] = ()) -> str:
     """Return the report as one HTML document.
 
     Equal results give equal bytes. Names, samples and settings are untrusted text: all of it is
@@ -82,6 +89,8 @@ def render_report(result: RunResult) -> str:
         result=result,
         style=style,
         created=readable_date(result.created),
+        before=before_training(result.diagnosis),
+        assessed=assessed(assessments, [readable_date(each.created) for each in assessments]),
         verdict=verdict(result),
         noise_note=noise_note(result),
         tiles=_tiles(focus) if focus else [],

@@ -25,6 +25,13 @@ from constrained_adapters.report.timelines import (
 from constrained_adapters.report.watch import Events, guard_events
 from constrained_adapters.results import MethodResult, Sample
 
+_ACCURACIES = {
+    "exact_match": "Exact match",
+    "choice_accuracy": "Choice accuracy",
+    "token_f1": "Token F1",
+}
+"""Metrics that are drawn over the sequence, in percent."""
+
 
 @dataclass(frozen=True)
 class SampleView:
@@ -138,7 +145,7 @@ def _over_sequence(anchor: str, method: MethodResult, methods: Sequence[MethodRe
                 base=False,
             )
         )
-    for metric, title in (("exact_match", "Exact match"), ("choice_accuracy", "Choice accuracy")):
+    for metric, title in _ACCURACIES.items():
         matrix = method.matrices.get(metric, [])
         lines = [
             line_of(name, j, [(float(i), _times_100(cell(matrix, i, j))) for i in range(num + 1)])

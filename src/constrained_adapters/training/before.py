@@ -16,6 +16,7 @@ from constrained_adapters.config.run import RunConfig
 from constrained_adapters.data.examples import Domain
 from constrained_adapters.diagnosis.diagnose import Diagnosis, diagnose
 from constrained_adapters.diagnosis.probe import Probe
+from constrained_adapters.diagnosis.risk import Signals
 from constrained_adapters.diagnosis.settings import DiagnosisSettings
 from constrained_adapters.diagnosis.texts import Side, TextProbe
 from constrained_adapters.diagnosis.words import brief
@@ -32,6 +33,8 @@ from constrained_adapters.results import (
 from constrained_adapters.workspace import atomic_write_json
 
 FILE = "diagnosis.json"
+DATA_TOKENS = 10_000
+"""Tokens of each domain that are compared where no model is asked: making them is most of the time."""
 MOST_KEPT = 50
 """Contradictions, and beliefs, of a domain that the record lists; their number is always there."""
 
@@ -89,9 +92,11 @@ def _diagnosed(
     if all(done):
         yield from (None for _ in domains)
         return
-    settings = DiagnosisSettings(max_length_tokens=config.training.max_length_tokens)
+    length = config.training.max_length_tokens
+    settings = DiagnosisSettings(max_length_tokens=length, distribution_tokens=DATA_TOKENS)
     probe = TextProbe(base.tokenizer, settings, seed=config.seed)
     if config.diagnosis == "full":
+        settings = DiagnosisSettings(max_length_tokens=length)
         names = resolve_targets(base.model, config.adapter.layers)
         modules = {name: base.model.get_submodule(name) for name in names}
         probe = Probe(base.model, base.tokenizer, modules, settings, seed=config.seed)
@@ -128,7 +133,7 @@ def _record(diagnosis: Diagnosis, num_train: int, seconds: float, private: bool)
             PairDiagnosed(
                 old=pair.old,
                 level=pair.level,
-                signals={**asdict(pair.signals), "trial_increase": pair.signals.trial_increase},
+                signals=_signals(pair.signals),
                 findings=[PairFinding(**asdict(finding)) for finding in pair.findings],
                 num_contradictions=len(pair.contradictions),
             )
@@ -144,6 +149,12 @@ def _record(diagnosis: Diagnosis, num_train: int, seconds: float, private: bool)
         reasons=[] if advice is None else list(advice.reasons),
         seconds=seconds,
     )
+
+
+def _signals(found: Signals) -> dict[str, float]:
+    """Those that were measured."""
+    signals = {**asdict(found), "trial_increase": found.trial_increase}
+    return {name: value for name, value in signals.items() if value is not None}
 
 
 def _keys(base: LoadedBase, domains: Sequence[Domain], config: RunConfig) -> Iterator[str]:

@@ -5,16 +5,26 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from constrained_adapters.results import (
+    Assessment,
+    Contradicted,
     Curve,
+    Denied,
+    DiagnosisRecord,
+    DomainDiagnosed,
     DomainRecord,
+    Estimate,
     ItemScores,
     Matrix,
     MethodResult,
+    PairDiagnosed,
+    PairFinding,
     RunResult,
     Sample,
+    SetScores,
+    TaskScore,
 )
 
 DOMAINS = ["medicine", "数学", "Право"]
@@ -73,7 +83,7 @@ def make_result(
             "domains": [{"name": d} for d in domains],
         },
         "methods": [make_method(name, domains, num_steps=num_steps) for name in methods],
-        "diagnosis": {"risk": "medium", "pairs": [{"old": "medicine", "new": "数学", "kl_nats": 1.2}]},
+        "diagnosis": make_diagnosis(domains),
         "ledger": [
             {
                 "at": f"2026-11-21T18:3{i % 10}:00Z",
@@ -85,6 +95,103 @@ def make_result(
         ],
     }
     return RunResult(**(fields | changes))
+
+
+def make_diagnosis(
+    domains: Sequence[str] = DOMAINS, mode: Literal["data", "full"] = "full"
+) -> DiagnosisRecord:
+    """Return what was known before training: the last domain contradicts the first, and the base."""
+    full = mode == "full"
+    records = []
+    for number, name in enumerate(domains):
+        last = number > 0 and number == len(domains) - 1
+        signals = {"kl_nats": 1.25, "jaccard": 0.125}
+        if full:
+            signals |= {"gradient_cosine": -0.25, "old_nats": 2.5, "new_nats": 3.5, "trial_increase": 0.62}
+        question, answer = PROMPTS.get(name, ("Which one?", "this"))[:2]
+        records.append(
+            DomainDiagnosed(
+                name=name,
+                level="high" if full or last else None,
+                num_train=1000,
+                num_examples=1300,
+                notes=[
+                    "Split by seed 0: 1000 train, 150 validation, 150 test.",
+                    "3 exact duplicates were removed.",
+                ],
+                pairs=[
+                    PairDiagnosed(
+                        old=old,
+                        level="high" if full else None,
+                        signals=signals,
+                        findings=[PairFinding(signal="trial", level="high", decides=True, text="it rose")],
+                        num_contradictions=int(last and old == domains[0]),
+                    )
+                    for old in domains[:number] or (["base"] if full else [])
+                ],
+                contradictions=[
+                    Contradicted(
+                        question=question,
+                        answer=answer,
+                        other_question=f"{question} {at}" if at else question,
+                        other_answer=f"other {at}",
+                        where="" if at else domains[0],
+                    )
+                    for at in range(10 if last else 0)
+                ],
+                num_contradictions=12 if last else 0,
+                num_within=11 if last else 0,
+                beliefs=[Denied(question=question, answer=answer, belief="no", confidence=0.97)]
+                * (full and last),
+                num_beliefs=int(full and last),
+                num_asked=32 if full else 0,
+                advice="replay + ewc_lora" if full else "",
+                reasons=["high risk: a tenth of old examples in each batch"] if full else [],
+            )
+        )
+    return DiagnosisRecord(mode=mode, domains=records)
+
+
+def make_assessment(domains: Sequence[str] = DOMAINS) -> Assessment:
+    """Return what ``crma eval`` with two tasks and three metrics would write."""
+
+    def scores(base: float, adapted: float) -> dict[str, Estimate]:
+        return {
+            "base": Estimate(value=base),
+            "adapted": Estimate(value=adapted, low=adapted - 0.1, high=adapted + 0.1),
+        }
+
+    by_metric = {
+        "loss": scores(5.0, 1.5),
+        "token_f1": scores(0.1, 0.625),
+        "superseded_exact_match": scores(1, 0.5),
+    }
+    return Assessment(
+        title="Three domains: crma",
+        created="2026-11-22T10:00:00Z",
+        base={},
+        environment={},
+        settings={},
+        models=["base", "adapted"],
+        sets=[
+            SetScores(
+                name=name,
+                group="domain",
+                parts=[name],
+                num_items=40,
+                scores={
+                    model: {metric: found[model] for metric, found in by_metric.items()}
+                    for model in ("base", "adapted")
+                },
+            )
+            for name in domains
+        ],
+        tasks=[
+            TaskScore(task="colours", metric="acc", num_items=12, scores=scores(0.25, 0.75)),
+            TaskScore(task="texts", metric="word_perplexity", num_items=0, scores=scores(21.5, 22.25)),
+        ],
+        notes=["The data of Право has changed since the run, and its scores with it."],
+    )
 
 
 def make_method(name: str, domains: Sequence[str] = DOMAINS, *, num_steps: int = 30) -> MethodResult:

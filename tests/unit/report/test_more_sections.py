@@ -142,4 +142,4 @@ def test_a_record_older_than_these_fields_still_makes_a_page(tmp_path):
     file = tmp_path / "results.json"
     file.write_text(type(result).model_validate(content).model_dump_json(exclude_defaults=True), "utf-8")
     html = render_report(load_results(file))
-    assert "Importance" not in html and "Diagnosis before" not in html
+    assert "Importance" not in html and "Before training" not in html
