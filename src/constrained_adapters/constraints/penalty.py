@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from constrained_adapters.constraints.base import Constraint
 
+_NOTHING = {name: torch.zeros(()) for name in ("penalty", "penalty_ratio", "penalty_cosine")}
+
 
 class PenaltyConstraint(Constraint):
     """Adds ∂P/∂θ to the gradient of each parameter that has one; a subclass says what P is."""
 
     def __init__(self) -> None:
-        self._measured = {"penalty": torch.zeros(()), "penalty_ratio": torch.zeros(())}
+        self._measured = dict(_NOTHING)
         self._factor = 1.0
 
     @abstractmethod
@@ -30,19 +32,25 @@ class PenaltyConstraint(Constraint):
     @torch.no_grad()
     def before_step(self) -> None:
         """Add the penalty's gradient, and note the penalty before the step."""
-        own, added, value = [], [], []
+        own, added, value, shared = [], [], [], []
         for parameter, gradient, share in self.terms():
             value.append(self._factor * share.float())
             if parameter.grad is None:
                 continue
             own.append(parameter.grad.float().norm())
+            shared.append((parameter.grad.float() * gradient.float()).sum())
             added.append(self._factor * gradient.float().norm())
             parameter.grad.add_(gradient.to(parameter.grad.dtype), alpha=self._factor)
         if not added:
-            self._measured = {"penalty": torch.zeros(()), "penalty_ratio": torch.zeros(())}
+            self._measured = dict(_NOTHING)
             return
-        ratio = torch.stack(added).norm() / torch.stack(own).norm().clamp_min(1e-30)
-        self._measured = {"penalty": torch.stack(value).sum(), "penalty_ratio": ratio}
+        loss_norm, penalty_norm = torch.stack(own).norm(), torch.stack(added).norm()
+        dot = self._factor * torch.stack(shared).sum()
+        self._measured = {
+            "penalty": torch.stack(value).sum(),
+            "penalty_ratio": penalty_norm / loss_norm.clamp_min(1e-30),
+            "penalty_cosine": dot / (loss_norm * penalty_norm).clamp_min(1e-30),
+        }
 
     def after_step(self) -> None:
         """Nothing: a penalty acts through the gradient only."""
@@ -53,5 +61,9 @@ class PenaltyConstraint(Constraint):
         return {"penalty_factor": self._factor}
 
     def measurements(self) -> dict[str, Tensor]:
-        """``penalty``: P before the last step; ``penalty_ratio``: ‖∂P/∂θ‖ over the loss's gradient norm."""
+        """What the last step met.
+
+        ``penalty``: P before it; ``penalty_ratio``: ‖∂P/∂θ‖ over the norm of the loss's; ``penalty_cosine``:
+        of both gradients, −1 … 1: below 0 a step down the loss alone would raise P.
+        """
         return dict(self._measured)

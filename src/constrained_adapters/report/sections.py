@@ -12,7 +12,7 @@ from constrained_adapters.report.forecast import forecast_chart, forecast_senten
 from constrained_adapters.report.heatmap import HeatMap, heat_maps
 from constrained_adapters.report.layers import ByLayer, by_layer
 from constrained_adapters.report.measures import cell, drift_percent, is_reference, perplexities
-from constrained_adapters.report.numbers import MISSING, decimal, finite, percent, seconds, size
+from constrained_adapters.report.numbers import MISSING, decimal, finite, percent, ratio, seconds, size
 from constrained_adapters.report.timelines import (
     DIVERSITY,
     GUARD,
@@ -75,6 +75,7 @@ class Section:
     more_curves: list[Drawing]
     diversity: list[Drawing]
     guard: list[Drawing]
+    guard_note: str
     events: Events
     importance: ByLayer
     predictions: list[Prediction]
@@ -103,6 +104,7 @@ def section(index: int, method: MethodResult, methods: Sequence[MethodResult]) -
         more_curves=timelines(anchor, method, more(method)),
         diversity=timelines(anchor, method, DIVERSITY),
         guard=timelines(anchor, method, GUARD),
+        guard_note=_guard_note(method),
         events=guard_events(method),
         importance=by_layer(anchor, method),
         predictions=_predictions(found),
@@ -121,6 +123,13 @@ def section(index: int, method: MethodResult, methods: Sequence[MethodResult]) -
         more_samples=rest,
         data_rows=_data_rows(method),
     )
+
+
+def _guard_note(method: MethodResult) -> str:
+    """What the forgetting guard's checks took, by domain."""
+    shares = {record.name: finite(record.guard.get("time_ratio")) for record in method.records}
+    told = [f"{ratio(share, 0)} ({name})" for name, share in shares.items() if share is not None]
+    return f"The forgetting guard's checks took {', '.join(told)} of the training's time." if told else ""
 
 
 def _over_sequence(anchor: str, method: MethodResult, methods: Sequence[MethodResult]) -> list[Drawing]:

@@ -12,6 +12,7 @@ TRAINING = {
     "loss": ("Training loss", "nats per answer token"),
     "removed_ratio": ("Removed gradient", "% of its norm"),
     "conflict": ("Conflict with the memories", "cosine; below 0 the step would hurt"),
+    "penalty_cosine": ("Conflict with the penalty", "cosine; below 0 the step would hurt"),
 }
 """Curves that every reader wants, in this order: key → (title, unit)."""
 
@@ -34,7 +35,9 @@ GUARD = {
 
 TITLES: Mapping[str, tuple[str, str]] = {**TRAINING, **DIVERSITY, **GUARD}
 IN_PERCENT = frozenset({"removed_ratio"})
-ZERO_LINE = frozenset({"conflict"})
+ZERO_LINE = frozenset({"conflict", "penalty_cosine"})
+SHARES = frozenset({"unique_trigram_ratio", "self_bleu", "repetition_ratio", "identical_ratio"})
+"""Drawn from 0 to 1, so that what is healthy looks so."""
 
 
 def timelines(anchor: str, method: MethodResult, keys: Iterable[str]) -> list[Drawing]:
@@ -77,5 +80,12 @@ def _timeline(anchor: str, method: MethodResult, key: str) -> Drawing | None:
     keys = sorted({name for each in method.records for name in each.curves})
     if key not in keys or start == 0:
         return None
-    chart = Chart(f"{anchor}-curve-{keys.index(key)}", title, unit, short, zero_line=key in ZERO_LINE)
+    chart = Chart(
+        f"{anchor}-curve-{keys.index(key)}",
+        title,
+        unit,
+        short,
+        zero_line=key in ZERO_LINE,
+        limits=(-0.03, 1.03) if key in SHARES else None,
+    )
     return timeline_chart(chart, lines, ends)

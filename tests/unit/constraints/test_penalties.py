@@ -81,6 +81,9 @@ def test_the_gradient_that_is_added_is_that_of_the_papers_penalty(make, seed, we
     torch.testing.assert_close(measured["penalty"], penalty.detach(), rtol=1e-4, atol=1e-4)
     norms = [torch.cat([each.reshape(-1) for each in group]).norm() for group in (wanted, own)]
     torch.testing.assert_close(measured["penalty_ratio"], norms[0] / norms[1], rtol=1e-4, atol=1e-5)
+    flat = [torch.cat([each.reshape(-1) for each in group]) for group in (wanted, own)]
+    cosine = torch.nn.functional.cosine_similarity(*flat, dim=0)
+    torch.testing.assert_close(measured["penalty_cosine"], cosine, rtol=1e-3, atol=1e-5)
     assert constraint.describe()["penalty_weight"] == weight
 
 

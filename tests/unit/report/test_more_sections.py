@@ -82,6 +82,20 @@ def test_each_event_of_a_guard_is_a_row(crma):
     assert len(rows) == 2
 
 
+def test_what_the_guard_took_is_said_where_it_ran(crma):
+    assert section(0, crma, [crma]).guard_note == ""
+    records = [each.model_copy(update={"guard": {"time_ratio": 0.1}}) for each in crma.records[:2]]
+    part = section(0, crma.model_copy(update={"records": records}), [crma])
+    assert part.guard_note.endswith("took 10\u00a0% (medicine), 10\u00a0% (数学) of the training's time.")
+
+
+def test_shares_are_drawn_from_nothing_to_all(crma):
+    figures = {drawing.title: drawing.svg for drawing in section(0, crma, [crma]).diversity}
+    assert all(
+        ">1.00<" in figures[name] and ">0.00<" in figures[name] for name in ("Unique 3-grams", "Self-BLEU")
+    )
+
+
 def test_an_interval_stands_beside_its_value(crma):
     comparison = compare([crma])
     cells = dict(zip([column.title for column in comparison.columns], comparison.rows[1].cells, strict=True))
