@@ -195,6 +195,7 @@ class _Runner:
 
         config = with_absolute_paths(cell.config.model_copy(deep=True), self._plan.folder)
         config.output = self._work_folder(cell)
+        config.diagnosis = "off"  # the same data in every cell
         workspace = Workspace(config.output / cell.method)
         shared = self._store.work / "shared"
         lend(cell.config, workspace, shared)

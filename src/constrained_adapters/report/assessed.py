@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from constrained_adapters.report.numbers import MISSING, decimal, percent
@@ -25,17 +24,9 @@ class Assessed:
     notes: list[str]
 
 
-def assessed(assessments: Sequence[Assessment], readable: list[str]) -> list[Assessed]:
-    """Return each assessment as the page shows it.
-
-    Args:
-        assessments: As ``crma eval --output`` wrote them.
-        readable: When each was made, in words.
-    """
-    return [
-        Assessed(each.title, created, each.models, _sets(each), _tasks(each), each.notes)
-        for each, created in zip(assessments, readable, strict=True)
-    ]
+def assessed(found: Assessment) -> Assessed:
+    """Return an assessment, as ``crma eval --output`` wrote it, as the page shows it."""
+    return Assessed(found.title, found.created, found.models, _sets(found), _tasks(found), found.notes)
 
 
 def _sets(found: Assessment) -> list[list[str]]:

@@ -79,6 +79,7 @@ def render_report(result: RunResult, assessments: Sequence[Assessment] = ()) -> 
     )
     environment.tests["data_language"] = lambda text: language_tag(text) is not None
     environment.filters["language"] = language_tag
+    environment.filters["readable_date"] = readable_date
     focus = focus_method(result.methods) if result.methods else None
     style = (
         resources.files("constrained_adapters.report")
@@ -90,7 +91,7 @@ def render_report(result: RunResult, assessments: Sequence[Assessment] = ()) -> 
         style=style,
         created=readable_date(result.created),
         before=before_training(result.diagnosis),
-        assessed=assessed(assessments, [readable_date(each.created) for each in assessments]),
+        assessed=[assessed(each) for each in assessments],
         verdict=verdict(result),
         noise_note=noise_note(result),
         tiles=_tiles(focus) if focus else [],

@@ -96,7 +96,7 @@ def _diagnosed(
     settings = DiagnosisSettings(max_length_tokens=length, distribution_tokens=DATA_TOKENS)
     probe = TextProbe(base.tokenizer, settings, seed=config.seed)
     if config.diagnosis == "full":
-        settings = DiagnosisSettings(max_length_tokens=length)
+        settings = DiagnosisSettings(max_length_tokens=length)  # its own cost hides that of the tokens
         names = resolve_targets(base.model, config.adapter.layers)
         modules = {name: base.model.get_submodule(name) for name in names}
         probe = Probe(base.model, base.tokenizer, modules, settings, seed=config.seed)
