@@ -33,10 +33,10 @@ def _sets(found: Assessment) -> list[list[str]]:
     rows = []
     for each in found.sets:
         metrics = list(dict.fromkeys(metric for scores in each.scores.values() for metric in scores))
-        for number, metric in enumerate(metrics):
+        for metric in metrics:
             share = metric.removeprefix(_SUPERSEDED) in _SHARES
             cells = [_estimate(each.scores.get(model, {}).get(metric), share) for model in found.models]
-            rows.append([each.name if number == 0 else "", f"{each.num_items:,}", _title(metric), *cells])
+            rows.append([each.name, f"{each.num_items:,}", _title(metric), *cells])
     return rows
 
 

@@ -90,12 +90,12 @@ def make_learner(
 
 
 def check_methods_on(base: LoadedBase, config: RunConfig) -> None:
-    """Refuse what a method could not do with this base, before any method is trained.
+    """Refuse what a method could not do with this base, before anything is diagnosed or trained.
 
     Raises:
         ConstrainedAdaptersError: As :func:`make_learner`.
     """
-    for method in config.methods[1:]:  # the first is made before anything is trained in any case
+    for method in config.methods:
         make_learner(base, config, method, config.output / method.name, dict).release()
 
 

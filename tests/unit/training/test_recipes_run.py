@@ -196,6 +196,7 @@ def test_a_penalty_is_seen_in_the_curves_of_every_domain_but_the_first(tiny_run,
     for record in records[1:]:
         assert record.curves["penalty"].steps == [1, 2, 3, 4]
         assert any(value > 0 for value in record.curves["penalty_ratio"].values)
+        assert all(-1.0 <= value <= 1.0 for value in record.curves["penalty_cosine"].values)
         assert record.constraint["penalty_weight"] > 0
 
 
