@@ -13,6 +13,7 @@ Remedy = Literal["lower_rate", "new_order", "embedding_noise"]
 
 DEFAULT_PROMPTS = 16
 """How many there are where none are given."""
+GENERAL_TEXT = "packaged:general"
 FEWEST_PROMPTS = 8
 """With fewer, one answer moves a share by more than an eighth, and one odd answer looks like a trend."""
 
@@ -29,11 +30,12 @@ class PreventCollapseConfig(Settings):
         stage_ratios: Stages of the learning rate, of equal length, in parts of it, such as 0.1, 0.3, 1; null:
             the run's schedule.
         warmup_ratio: Share of the steps over which the rate rises from 0; null: the run's.
-        label_smoothing: Share of each label that is spread over all tokens; masked labels are left alone.
-        general_ratio: Share of rows that are text of no domain.
+        label_smoothing: Share of each label that is spread over all tokens, such as 0.1; masked labels are
+            left alone. This, general text, stages and dropout are off unless asked for: a healthy run loses
+            too much by them (docs/adr/0005).
+        general_ratio: Share of rows that are text of no domain, such as 0.1.
         general_text: Where it comes from, as ``data`` of a domain.
-        attention_dropout: Of attention weights, while training. All dropout is off unless asked for: models
-            that were made without it lose too much under it (docs/adr/0005).
+        attention_dropout: Of attention weights, while training.
         residual_dropout: Of what attention and MLP add to the residual stream, while training.
         mlp_dropout: Of the MLP's inner activations, while training.
         guard: Whether answers are looked at at all.
@@ -65,9 +67,9 @@ class PreventCollapseConfig(Settings):
 
     stage_ratios: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(default=None, min_length=1)
     warmup_ratio: Ratio | None = 0.3
-    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
-    general_ratio: float = Field(default=0.1, ge=0, lt=1)
-    general_text: str = "packaged:general"
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    general_ratio: float = Field(default=0.0, ge=0, lt=1)
+    general_text: str = GENERAL_TEXT
     attention_dropout: float = Field(default=0.0, ge=0, lt=1)
     residual_dropout: float = Field(default=0.0, ge=0, lt=1)
     mlp_dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -127,7 +129,9 @@ class PreventCollapseConfig(Settings):
         without = {
             "check_every_steps": {"time_share", "max_checks"} & given if self.check_every_steps else set(),
             "guard: false": _OF_GUARD & given if not self.guard else set(),
-            "general_ratio: 0": {"general_text"} & given if self.general_ratio == 0.0 else set(),
+            "general_ratio: 0": {"general_text"}
+            if self.general_ratio == 0.0 and self.general_text != GENERAL_TEXT
+            else set(),
             "remedies without lower_rate": {"rate_factor", "low_rate_steps"} & given
             if "lower_rate" not in self.remedies
             else set(),

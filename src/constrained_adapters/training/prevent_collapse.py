@@ -32,17 +32,17 @@ def prevent_collapse(
 ) -> PreventCollapse:
     """Keep a small model from ending in one phrase for every question: one line before ``trainer.train()``.
 
-    Puts on a standing Trainer what prevents it (a warm-up of 30 %, label smoothing of 0.1 that leaves masked
-    labels alone, 10 % general text; staged rates and dropout where asked for) and the guard that notices it
-    and goes back; see
-    :class:`~constrained_adapters.guards.collapse.PreventCollapse`. The number of steps stays what it was.
+    Puts on a standing Trainer what prevents it (a warm-up of 30 %; label smoothing that leaves masked labels
+    alone, general text, staged rates and dropout where asked for) and the guard that notices it and goes
+    back; see :class:`~constrained_adapters.guards.collapse.PreventCollapse`. The number of steps stays what
+    it was.
 
     Args:
         trainer: A ``transformers.Trainer`` or one made of it, such as TRL's ``SFTTrainer``, before training.
         config: All settings; or give single ones.
         settings: Of :class:`~constrained_adapters.config.collapse.PreventCollapseConfig`. Parts are
-            switched off one by one: ``warmup_ratio=None``, ``label_smoothing=0``, ``general_ratio=0``,
-            ``guard=False``.
+            switched on one by one (``label_smoothing=0.1``, ``general_ratio=0.1``, …), and off:
+            ``warmup_ratio=None``, ``guard=False``.
 
     Returns:
         The guard: its ``events``, ``curves`` and ``report()``.

@@ -55,7 +55,9 @@ def trainer(tiny_llama, tiny_tokenizer, tmp_path):
 
 def test_the_line_puts_on_stages_warm_up_and_smoothing_and_keeps_the_number_of_steps(trainer, general):
     stages = [0.3, 1.0, 0.3, 0.1]
-    guard = prevent_collapse(trainer, general_text=general, guard=False, stage_ratios=stages)
+    guard = prevent_collapse(
+        trainer, general_text=general, general_ratio=0.1, guard=False, stage_ratios=stages
+    )
     trainer.train()
     rates = [each["learning_rate"] for each in trainer.state.log_history if "loss" in each]
     assert len(rates) == 30  # 36 rows, 6 a step, 5 passes; the text takes the place of rows
@@ -65,7 +67,7 @@ def test_the_line_puts_on_stages_warm_up_and_smoothing_and_keeps_the_number_of_s
 
 
 def test_a_tenth_of_the_rows_is_general_text(trainer, general, tiny_tokenizer):
-    prevent_collapse(trainer, general_text=general, guard=False)
+    prevent_collapse(trainer, general_text=general, general_ratio=0.1, guard=False)
     data = trainer.train_dataset
     texts = [tiny_tokenizer.decode(data[index]["input_ids"]) for index in range(len(data))]
     assert len(data) == 40
@@ -90,7 +92,7 @@ def test_smoothing_leaves_masked_labels_alone():
 
 
 def test_a_second_line_is_refused(trainer, general):
-    prevent_collapse(trainer, general_text=general)
+    prevent_collapse(trainer, general_text=general, general_ratio=0.1)
     with pytest.raises(AdapterStateError, match="watched already"):
         prevent_collapse(trainer)
 
@@ -114,7 +116,7 @@ def test_what_is_no_trainer_is_refused(tiny_llama):
 def test_a_part_that_does_not_fit_says_how_it_is_left_out(trainer, spoil, said):
     spoil(trainer)
     with pytest.raises(ConstrainedAdaptersError) as caught:
-        prevent_collapse(trainer, stage_ratios=[0.1, 1.0])
+        prevent_collapse(trainer, stage_ratios=[0.1, 1.0], label_smoothing=0.1, general_ratio=0.1)
     assert caught.value.hint == said
     assert not any(isinstance(each, PreventCollapse) for each in trainer.callback_handler.callbacks)
     assert trainer.label_smoother is None or said == "label_smoothing=0"
@@ -149,7 +151,7 @@ def test_trls_trainer_takes_the_line(tiny_llama, tiny_tokenizer, tmp_path, gener
         processing_class=tiny_tokenizer,
     )
     with pytest.warns(UserWarning, match="answers have collapsed; back to step"):
-        guard = prevent_collapse(trainer, general_text=general, check_every_steps=6)
+        guard = prevent_collapse(trainer, general_text=general, general_ratio=0.1, check_every_steps=6)
         trainer.train()
     assert {"rolled_back", "finished"} <= {event["action"] for event in guard.events}
 
@@ -169,14 +171,17 @@ def test_the_runs_own_settings_give_way_only_where_asked():
 
 def test_a_methods_own_smoothing_comes_first():
     method = MethodConfig(recipe="lora", label_smoothing=0.0)
-    assert prevented_smoothing(method, PreventCollapseConfig()) == 0.0
-    assert prevented_smoothing(MethodConfig(recipe="lora"), PreventCollapseConfig()) == 0.1
+    smoothed = PreventCollapseConfig(label_smoothing=0.1)
+    assert prevented_smoothing(method, smoothed) == 0.0
+    assert prevented_smoothing(MethodConfig(recipe="lora"), smoothed) == 0.1
+    assert prevented_smoothing(MethodConfig(recipe="lora"), PreventCollapseConfig()) == 0.0
     assert prevented_smoothing(MethodConfig(recipe="lora"), None) == 0.0
 
 
 @pytest.fixture
 def switch(tiny_run):
-    return {"check_every_steps": 2, "general_text": str(tiny_run.folder / "general.jsonl")}
+    text = str(tiny_run.folder / "general.jsonl")
+    return {"check_every_steps": 2, "general_text": text, "general_ratio": 0.1, "label_smoothing": 0.1}
 
 
 def test_a_run_with_the_switch_records_curves_and_events(tiny_run, switch):
