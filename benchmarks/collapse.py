@@ -1,7 +1,8 @@
 """Does a run that collapses without ``prevent_collapse`` hold with it, and what does it cost a healthy one?
 
 Run:   python benchmarks/collapse.py [--minutes 10] [--seeds 0 1 2]
-Makes: benchmarks/results/collapse-<date>.json; each cell is kept in --work, and not done again
+Makes: benchmarks/results/collapse-<date>.json and docs/assets/collapse.svg (--figure); each cell is kept in
+       --work, and not done again
 
 Two runs of the default model learn one packaged domain with short answers of few kinds, as a user would
 write them into crma.yaml: one at a usual rate, one far too hot (2e-2 for 2e-4 is one key). Each is done with
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import matplotlib as mpl
 
 from constrained_adapters.benchmark.spread import estimate
 from constrained_adapters.config.collapse import PreventCollapseConfig
@@ -96,6 +99,7 @@ def read_options() -> Any:
     parser.add_argument("--clock", choices=["cpu", "wall"], default="cpu")
     parser.add_argument("--work", type=Path, default=Path("runs/collapse"))
     parser.add_argument("--results", type=Path, default=ROOT / "results")
+    parser.add_argument("--figure", type=Path, default=ROOT.parent / "docs" / "assets" / "collapse.svg")
     return parser.parse_args()
 
 
@@ -156,7 +160,9 @@ def cell(options: Any, name: str, run: str, seed: int, switch: bool) -> Record:
 
 def write(options: Any, cells: list[Record]) -> None:
     """All cells and what they say together."""
-    shown_options = {key: value for key, value in vars(options).items() if key not in {"work", "results"}}
+    shown_options = {
+        key: value for key, value in vars(options).items() if key not in {"work", "results", "figure"}
+    }
     record = {
         "what": "one domain learnt at a usual rate and far too hot, with prevent_collapse and without",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -167,7 +173,40 @@ def write(options: Any, cells: list[Record]) -> None:
     }
     path = options.results / f"collapse-{datetime.now(UTC):%Y-%m-%d}.json"
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(json.dumps(record["summary"], indent=1), f"written to {path}", sep="\n")
+    draw(cells, options.figure)
+    print(json.dumps(record["summary"], indent=1), f"written to {path} and {options.figure}", sep="\n")
+
+
+def draw(cells: list[Record], path: Path) -> None:
+    """Self-BLEU of the answers over the steps, a line a cell."""
+    sides = {False: ("without the switch", "o", "#b5561f"), True: ("with it", "s", "#1b6e8c")}
+    runs = [run for run in ("hot", "healthy") if any(each["run"] == run for each in cells)]
+    settings = {
+        "svg.hashsalt": "collapse",
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+        "font.size": 9,
+    }
+    with mpl.rc_context(settings):
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(8.2, 3.0), layout="constrained")
+        for run, axes in zip(runs, figure.subplots(1, len(runs), squeeze=False)[0], strict=True):
+            for switch, (label, marker, colour) in sides.items():
+                curves = [c["curves"]["self_bleu"] for c in cells if (c["run"], c["switch"]) == (run, switch)]
+                for number, curve in enumerate(curves):
+                    name = None if number else label
+                    axes.plot(
+                        curve["steps"], curve["values"], marker=marker, markersize=4, color=colour, label=name
+                    )
+            axes.axhline(PreventCollapseConfig().max_self_bleu, color="#777777", linestyle=":", linewidth=1)
+            axes.set(xlabel="step", ylabel="Self-BLEU of 16 answers", ylim=(-0.03, 1.05))
+            axes.set(title=f"rate {RATES[run]:g}, {STEPS[run]} steps")
+            axes.legend(frameon=False, fontsize=8, loc="center right")
+            axes.grid(color="#dddddd", linewidth=0.6)
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(path, metadata={"Date": None, "Creator": None})
 
 
 def summary(cells: list[Record]) -> Record:
