@@ -217,7 +217,7 @@ class Workspace:
     def _read(self, file: Path) -> dict[str, Any] | None:
         try:
             value = json.loads(file.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # the latter: whoever writes there says so
             return None
         except ValueError as error:
             raise WorkspaceError(

@@ -9,6 +9,7 @@ import pytest
 
 from constrained_adapters.config.yaml_file import dump_config, read_config
 from constrained_adapters.errors import TrainingError
+from constrained_adapters.report import page
 from constrained_adapters.workspace import Workspace
 
 
@@ -25,10 +26,8 @@ def fake_run(monkeypatch, result):
 
     training = types.ModuleType("constrained_adapters.training.run")
     training.run_config = run_config
-    page = types.ModuleType("constrained_adapters.report.page")
-    page.write_report = lambda _result, path: path.write_text("<html>")
+    monkeypatch.setattr(page, "write_report", lambda _result, path, _evaluated=(): path.write_text("<html>"))
     monkeypatch.setitem(sys.modules, "constrained_adapters.training.run", training)
-    monkeypatch.setitem(sys.modules, "constrained_adapters.report.page", page)
     return calls
 
 
