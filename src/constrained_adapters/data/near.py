@@ -95,7 +95,7 @@ def near_groups(grams: Sequence[Grams], linked: Iterable[tuple[int, int]] = ()) 
     for one, other in linked:
         join(find(one), find(other))
     for item, others in enumerate(candidates(grams, grams)):
-        for other in others:
+        for other in others[: others.index(item)]:  # ascending: each pair once
             mine, theirs = find(item), find(other)
             if mine != theirs and jaccard(grams[item], grams[other]) >= THRESHOLD:
                 join(mine, theirs)
