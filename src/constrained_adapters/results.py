@@ -87,6 +87,8 @@ class DomainRecord(_Record):
     measured_increase_nats: dict[str, float] = Field(default_factory=dict)
     """Per finished domain, and ``base`` for general text: the rise of its mean loss over this domain's
     training, from the test items (nats per token). Empty in records older than this field."""
+    measured_increase_intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """Of each measured rise: its 95 % interval over the items that were scored."""
     importance: dict[str, float] = Field(default_factory=dict)
     """Per adapted module: how much the domain's loss depends on its weights, as its memory measured it
     (trace of the Fisher's K-FAC estimate per weight). Empty where there is no memory."""

@@ -30,12 +30,14 @@ class Pair:
         finished: Whose loss rose.
         predicted: By the finished domain's memory.
         measured: After minus before, on test items; None where it was not measured.
+        interval: Of ``measured``, 95 % over the items; None where they were not kept.
     """
 
     trained: str
     finished: str
     predicted: float
     measured: float | None
+    interval: tuple[float, float] | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -52,6 +54,11 @@ class Pair:
         low, high = sorted((abs(self.predicted), abs(self.measured)))
         return self.predicted * self.measured >= 0.0 and high <= FACTOR * low
 
+    @property
+    def is_inside(self) -> bool | None:
+        """Whether the forecast lies where other items of the same kind could have put the measurement."""
+        return None if self.interval is None else self.interval[0] <= self.predicted <= self.interval[1]
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -62,6 +69,8 @@ class Calibration:
         num_rising: Those in which both rise.
         ratio: Median of predicted / measured over these; ``nan`` without any.
         share_within: Share of all pairs within :data:`FACTOR`, 0 … 1; ``nan`` without any.
+        share_inside: Share, of the pairs whose measurement has an interval, of those whose forecast lies in
+            it; ``nan`` without any. A rise that is all noise cannot be foretold to a factor.
         rank_correlation: Spearman's ρ over all pairs, -1 … 1; ``nan`` where it is not defined.
     """
 
@@ -69,6 +78,7 @@ class Calibration:
     num_rising: int
     ratio: float
     share_within: float
+    share_inside: float
     rank_correlation: float
 
 
@@ -99,23 +109,27 @@ def measured_increases(
 
 
 def pairs(
-    predicted: Mapping[str, Mapping[str, float]], measured: Mapping[str, Mapping[str, float]]
+    predicted: Mapping[str, Mapping[str, float]],
+    measured: Mapping[str, Mapping[str, float]],
+    intervals: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
 ) -> list[Pair]:
     """Put each forecast beside its measurement.
 
     Args:
         predicted: By domain learnt and finished domain (or ``base``), nats per token.
         measured: As :func:`measured_increases` gives for each domain learnt.
+        intervals: Of these, where known.
 
     >>> pairs({"tax": {"law": 0.4}}, {"tax": {"law": 0.5, "base": 0.1}})
-    [Pair(trained='tax', finished='law', predicted=0.4, measured=0.5)]
+    [Pair(trained='tax', finished='law', predicted=0.4, measured=0.5, interval=None)]
     """
     found = []
     for trained, rises in predicted.items():
         known = measured.get(trained, {})
         for finished, value in rises.items():
             key = "base" if finished in BASE_NAMES and finished not in known else finished
-            found.append(Pair(trained, finished, value, known.get(key)))
+            interval = (intervals or {}).get(trained, {}).get(key)
+            found.append(Pair(trained, finished, value, known.get(key), interval))
     return found
 
 
@@ -123,19 +137,22 @@ def calibrate(pairs: Sequence[Pair]) -> Calibration:
     """Reduce pairs to one number per question; pairs without a (finite) measurement do not count.
 
     >>> calibrate([Pair("b", "a", 0.2, 0.1), Pair("c", "a", 0.3, 0.3), Pair("c", "b", 0.1, -0.1)])
-    Calibration(num_pairs=3, num_rising=2, ratio=1.5, share_within=0.3333333333333333, rank_correlation=1.0)
+    Calibration(num_pairs=3, num_rising=2, ratio=1.5, share_within=0.3333333333333333, share_inside=nan, \
+rank_correlation=1.0)
     """
     known = [
         (pair, pair.measured)
         for pair in pairs
         if pair.measured is not None and math.isfinite(pair.measured) and math.isfinite(pair.predicted)
     ]
+    inside = [inside for pair, _ in known if (inside := pair.is_inside) is not None]
     ratios = [ratio for pair, _ in known if (ratio := pair.ratio) is not None]
     return Calibration(
         num_pairs=len(known),
         num_rising=len(ratios),
         ratio=statistics.median(ratios) if ratios else math.nan,
         share_within=sum(pair.is_within for pair, _ in known) / len(known) if known else math.nan,
+        share_inside=sum(inside) / len(inside) if inside else math.nan,
         rank_correlation=spearman([pair.predicted for pair, _ in known], [value for _, value in known]),
     )
 

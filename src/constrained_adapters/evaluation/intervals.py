@@ -71,6 +71,25 @@ def mean_interval(items: ItemScores, metric: str, *, seed: int = 0) -> Interval 
     return percentile_interval(resampled_means(items, metric, draws(len(items.keys), seed=seed)))
 
 
+def increase_interval(before: ItemScores, after: ItemScores, *, seed: int = 0) -> Interval | None:
+    """Return the 95 % interval of how much a set's mean loss rose between two scorings of the same items.
+
+    Args:
+        before: n items.
+        after: The same items.
+        seed: Of the draws.
+
+    Returns:
+        Nats per token; None where the items differ.
+    """
+    if before.keys != after.keys:
+        return None
+    counts = draws(len(before.keys), seed=seed)
+    return percentile_interval(
+        resampled_means(after, "loss", counts) - resampled_means(before, "loss", counts)
+    )
+
+
 def summary_intervals(
     rows: Sequence[Mapping[str, ItemScores]], domains: Sequence[str], *, seed: int = 0
 ) -> dict[str, Interval]:

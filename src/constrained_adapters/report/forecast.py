@@ -33,7 +33,11 @@ def forecasts(method: MethodResult) -> list[Pair]:
         record.name: measured_increases(losses, method.general_nats, method.domains, number)
         for number, record in enumerate(method.records, start=1)
     }
-    return pairs({record.name: record.predicted_increase_nats for record in method.records}, measured)
+    return pairs(
+        {record.name: record.predicted_increase_nats for record in method.records},
+        measured,
+        {record.name: record.measured_increase_intervals for record in method.records},
+    )
 
 
 def forecast_sentence(found: Sequence[Pair]) -> str:
@@ -43,6 +47,10 @@ def forecast_sentence(found: Sequence[Pair]) -> str:
         return ""
     within = round(result.share_within * result.num_pairs)
     parts = [f"{within} of {result.num_pairs} forecasts lie within a factor of {FACTOR} of what was measured"]
+    bounded = [pair for pair in found if pair.measured is not None and pair.is_inside is not None]
+    if bounded:
+        inside = round(result.share_inside * len(bounded))
+        parts.append(f"{inside} of {len(bounded)} within what the scored items leave open (the lines, 95 %)")
     if result.num_rising:
         parts.append(
             f"where both rise ({result.num_rising}), the median of predicted over measured is "
@@ -70,11 +78,14 @@ def forecast_chart(chart: Chart, found: Sequence[Pair], domains: Sequence[str]) 
         return None
     with drawing_style(chart.figure_id):
         figure, axes = new_axes(chart)
-        reach = 2.0 * max(LINEAR_NATS, *(max(abs(x), abs(y)) for _, x, y in points))
+        ends = [abs(end) for pair, _, _ in points for end in pair.interval or ()]
+        reach = 2.0 * max(LINEAR_NATS, *ends, *(max(abs(x), abs(y)) for _, x, y in points))
         _band(axes, reach)
         for pair, x, y in points:
             base = pair.finished in BASE_NAMES
             index = domains.index(pair.finished) if pair.finished in domains else len(domains)
+            if pair.interval is not None:
+                axes.vlines(x, *pair.interval, color=MUTED, linewidth=1.2, zorder=2)
             axes.plot(
                 [x],
                 [y],
@@ -106,7 +117,7 @@ def _band(axes: Axes, reach: float) -> None:
 
 
 def _axes(axes: Axes, reach: float, points: Sequence[tuple[Pair, float, float]]) -> None:
-    falls = any(min(x, y) < 0 for _, x, y in points)
+    falls = any(min(x, y, *(pair.interval or ())) < 0 for pair, x, y in points)
     top = math.floor(math.log10(reach))
     decades = [10.0**power for power in range(round(math.log10(LINEAR_NATS)), top + 1)]
     shown = decades[:: -max(1, math.ceil(len(decades) / 3))][::-1]

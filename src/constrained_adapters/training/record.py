@@ -11,7 +11,7 @@ from constrained_adapters.adapters.change import weight_change
 from constrained_adapters.config.run import MethodConfig, RunConfig
 from constrained_adapters.data.examples import Domain
 from constrained_adapters.evaluation.calibration import measured_increases
-from constrained_adapters.evaluation.intervals import summary_intervals
+from constrained_adapters.evaluation.intervals import increase_interval, summary_intervals
 from constrained_adapters.evaluation.items import METRICS, SUPERSEDED
 from constrained_adapters.evaluation.summary import summarise
 from constrained_adapters.memory.importance import module_importance
@@ -43,6 +43,7 @@ def method_result(
         name: matrix for name, matrix in matrices.items() if any(c is not None for r in matrix for c in r)
     }
     general = [row["general_nats"] for row in rows]
+    items = [{name: ItemScores(**scores) for name, scores in row.get("items", {}).items()} for row in rows]
     records = [
         _domain_record(
             workspace.adapter(domain.name),
@@ -50,10 +51,10 @@ def method_result(
             rows[number]["seconds"],
             config,
             measured_increases(matrices.get("loss", []), general, [d.name for d in domains], number),
+            _increase_intervals(rows[number - 1 : number + 1], items[number - 1 : number + 1]),
         )
         for number, domain in enumerate(domains, start=1)
     ]
-    items = [{name: ItemScores(**scores) for name, scores in row.get("items", {}).items()} for row in rows]
     recipe = find_recipe(method)
     # What is kept for the method as a whole: the base's memory, a running importance, a replay buffer.
     shared = sum(path.stat().st_size for path in workspace.memory.rglob("*.safetensors"))
@@ -83,8 +84,24 @@ def method_result(
     )
 
 
+def _increase_intervals(
+    rows: Sequence[dict[str, Any]], items: Sequence[dict[str, ItemScores]]
+) -> dict[str, tuple[float, float]]:
+    """Of every set's rise from one row to the next, by domain, and ``base`` for general text."""
+    before, after = items
+    found = {name: increase_interval(before[name], after[name]) for name in before if name in after}
+    if all("general_items" in row for row in rows):
+        found["base"] = increase_interval(*(ItemScores(**row["general_items"]) for row in rows))
+    return {name: interval for name, interval in found.items() if interval is not None}
+
+
 def _domain_record(
-    home: Path, domain: Domain, eval_seconds: float, config: RunConfig, measured: dict[str, float]
+    home: Path,
+    domain: Domain,
+    eval_seconds: float,
+    config: RunConfig,
+    measured: dict[str, float],
+    intervals: dict[str, tuple[float, float]],
 ) -> DomainRecord:
     facts = _facts(home)
     removed = facts["curves"].get("removed_ratio", [[], []])[1]
@@ -107,6 +124,7 @@ def _domain_record(
         constraint={**facts["constraint"], **mean_removed},
         predicted_increase_nats=facts["predicted_increase_nats"],
         measured_increase_nats=measured,
+        measured_increase_intervals={name: intervals[name] for name in measured if name in intervals},
         events=facts.get("events", []),
         guard=facts.get("guard", {}),
         importance=module_importance(home / MEMORY_FILE),

@@ -19,13 +19,13 @@ from transformers import set_seed
 
 from constrained_adapters.config.crma import CRMAConfig
 from constrained_adapters.config.run import MethodConfig, RunConfig
-from constrained_adapters.data.examples import Domain
+from constrained_adapters.data.examples import Domain, Example
 from constrained_adapters.data.tokens import TokenDataset, Tokens
 from constrained_adapters.evaluation.calibration import measured_increases
 from constrained_adapters.evaluation.items import mean_scores
 from constrained_adapters.evaluation.samples import generate_answers
 from constrained_adapters.evaluation.scored_set import score_set
-from constrained_adapters.evaluation.scores import mean_nats
+from constrained_adapters.evaluation.scores import score_items
 from constrained_adapters.guards.forgetting import ForgettingGuard
 from constrained_adapters.memory.reservoir import num_memory_examples, sample_rows
 from constrained_adapters.objectives import LabelledDataset, Teachers, is_plain, prepare_rows
@@ -252,15 +252,14 @@ class DomainSequence:
             if domain in sample_domains and self.config.evaluation.num_samples:
                 kept = known["samples"].get(domain.name) if known else None
                 written[domain.name] = kept or self._write_samples(row, number)
-        general = None
+        general: dict[str, Any] = {"general_nats": None}
         if self.prepared.general_texts:
-            known = self._known_row(row, 0)
-            general = known["general_nats"] if known else self._general_nats(row)
+            general = self._known_row(row, 0) or self._general(row)
         scores = {name: mean_scores(each) for name, each in items.items()}
         self.workspace.write_evaluation(
             row,
             scores,
-            general_nats=general,
+            **{key: general[key] for key in ("general_nats", "general_items") if key in general},
             samples=written,
             seconds=time.perf_counter() - begun,
             items={name: each.model_dump(exclude_defaults=True) for name, each in items.items()},
@@ -285,14 +284,16 @@ class DomainSequence:
             max_new_tokens=settings.max_new_tokens,
         )
 
-    def _general_nats(self, row: int) -> float:
-        return mean_nats(
+    def _general(self, row: int) -> dict[str, Any]:
+        items = score_items(
             self._shown(row, 0),
             self.prepared.tokenizer,
-            self.prepared.general_texts,
+            [Example(text=text) for text in self.prepared.general_texts],
             batch_size=self.config.evaluation.batch_size,
             max_length=self.config.training.max_length_tokens,
         )
+        kept = items.model_dump(include={"keys", "loss", "num_tokens"})
+        return {"general_nats": mean_scores(items)["loss"], "general_items": kept}
 
     def _write_samples(self, row: int, number: int) -> list[str]:
         settings = self.config.evaluation

@@ -73,9 +73,20 @@ def test_pairs_keep_forecasts_without_a_measurement_and_know_the_base_by_both_na
     assert calibrate(found).num_pairs == 2
 
 
+def test_a_forecast_is_inside_where_other_items_could_have_put_the_measurement():
+    intervals = {"law": {"base": (-0.1, 0.3)}, "tax": {"law": (0.4, 0.6)}}
+    found = pairs(
+        {"law": {"general": 0.0}, "tax": {"law": 0.3, "base": 0.1}},
+        {"law": {"base": 0.1}, "tax": {"law": 0.5, "base": 0.1}},
+        intervals,
+    )
+    assert [pair.is_inside for pair in found] == [True, False, None]
+    assert calibrate(found).share_inside == 0.5
+
+
 def test_nothing_measured_is_no_number():
     found = calibrate([Pair("b", "a", 0.1, None), Pair("b", "c", math.inf, 0.1)])
     assert found.num_pairs == found.num_rising == 0
-    assert all(map(math.isnan, (found.ratio, found.share_within, found.rank_correlation)))
+    assert all(map(math.isnan, (found.ratio, found.share_within, found.share_inside, found.rank_correlation)))
     one = calibrate([Pair("b", "a", 0.1, -0.2)])
     assert isinstance(one, Calibration) and one.share_within == 0.0 and math.isnan(one.ratio)

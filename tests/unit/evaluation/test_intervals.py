@@ -14,6 +14,7 @@ from constrained_adapters.data.examples import Example
 from constrained_adapters.errors import DataError
 from constrained_adapters.evaluation.intervals import (
     draws,
+    increase_interval,
     mean_interval,
     percentile_interval,
     resampled_means,
@@ -101,6 +102,19 @@ def test_rows_of_other_items_or_of_none_have_no_intervals():
     other = {"law": make_items(5, keys=list("abcde"))}
     assert summary_intervals([row, other], ["law"]) == {}
     assert summary_intervals([row, {}], ["law"]) == {}
+
+
+def test_the_rise_between_two_scorings_of_the_same_items():
+    before = make_items(30)
+    after = before.model_copy(update={"loss": [loss + 0.25 for loss in before.loss]})
+    assert increase_interval(before, after) == pytest.approx((0.25, 0.25))
+    noisy = before.model_copy(
+        update={"loss": [loss + (0.5 if at % 2 else -0.1) for at, loss in enumerate(before.loss)]}
+    )
+    low, high = increase_interval(before, noisy)
+    rise = mean_scores(noisy)["loss"] - mean_scores(before)["loss"]
+    assert low < rise < high and high - low > 0.1
+    assert increase_interval(before, make_items(30, keys=[f"x{at}" for at in range(30)])) is None
 
 
 def test_what_has_no_item_or_only_superseded_ones_cannot_be_scored():

@@ -41,6 +41,16 @@ def test_the_sentence_says_how_many_held():
     assert forecast_sentence([Pair("b", "a", 0.1, None)]) == ""
 
 
+def test_the_sentence_and_the_figure_say_what_the_items_leave_open():
+    found = [Pair("b", "a", 0.1, 0.2, (-0.5, 0.9)), Pair("c", "a", 0.4, 0.1, (0.05, 0.15))]
+    assert "; 1 of 2 within what the scored items leave open (the lines, 95 %);" in forecast_sentence(found)
+    plain = [Pair(pair.trained, pair.finished, pair.predicted, pair.measured) for pair in found]
+    assert "leave open" not in forecast_sentence(plain)
+    drawn, undrawn = forecast_chart(CHART, found, ["a"]), forecast_chart(CHART, plain, ["a"])
+    assert drawn is not None and undrawn is not None
+    assert drawn.svg.count("<path") > undrawn.svg.count("<path")
+
+
 @pytest.mark.parametrize("measured", [0.1, -0.1, 1e-6, 0.0, 40.0])
 def test_any_size_and_sign_is_drawn_and_described(measured):
     drawing = forecast_chart(CHART, [Pair("b", "law", 0.002, measured), Pair("b", "base", 0.2, 0.3)], ["law"])

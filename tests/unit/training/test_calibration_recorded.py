@@ -14,5 +14,7 @@ def test_measured_rises_are_differences_of_r(tiny_run):
         wanted = {name: wanted[name] for name in method.domains[: number - 1]}
         wanted["base"] = general[number] - general[number - 1]
         assert record.measured_increase_nats == pytest.approx(wanted)
-        assert set(record.predicted_increase_nats) == set(wanted)
+        assert set(record.predicted_increase_nats) == set(wanted) == set(record.measured_increase_intervals)
+        for name, (low, high) in record.measured_increase_intervals.items():
+            assert low <= wanted[name] <= high and low < high
         assert result.ledger[number - 1]["measured_increase_nats"] == pytest.approx(wanted)
