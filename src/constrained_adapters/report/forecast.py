@@ -109,7 +109,7 @@ def forecast_chart(chart: Chart, found: Sequence[Pair], domains: Sequence[str]) 
 
 def _band(axes: Axes, reach: float) -> None:
     """Shade what is within the factor, on both sides of zero, and draw the line of equal values."""
-    steps = [reach * (step / 40) ** 3 for step in range(-40, 41)]
+    steps = [reach * (step / 200) ** 3 for step in range(-200, 201)]
     low = [min(x * FACTOR, x / FACTOR) for x in steps]
     high = [max(x * FACTOR, x / FACTOR) for x in steps]
     axes.fill_between(steps, low, high, color=MUTED, alpha=0.16, linewidth=0, zorder=1)
