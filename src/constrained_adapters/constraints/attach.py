@@ -94,6 +94,7 @@ class Attachment:
         parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
         if not self.binds(parameters) or _overflowed(optimizer):
             return
+        _unscale(optimizer, parameters)
         moving = [p for p in parameters if p.grad is not None]
         gradients = [p.grad for p in moving if p.grad is not None]
         broken = first_not_finite(gradients)
@@ -145,6 +146,20 @@ def _overflowed(optimizer: Optimizer) -> bool:
     """Whether a gradient scaler found a float16 overflow: a fused optimizer skips such a step by itself."""
     found = getattr(optimizer, "found_inf", None)
     return found is not None and bool(found)
+
+
+def _unscale(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Do what a gradient scaler leaves to a fused optimizer, which divides by the scale within its step.
+
+    A penalty's gradient is not scaled, so beside scaled ones it would be nothing.
+    """
+    scale = getattr(optimizer, "grad_scale", None)
+    if scale is None:
+        return
+    for p in parameters:
+        if p.grad is not None:
+            p.grad.div_(scale.to(p.grad.device))
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
 
 
 def attach(

@@ -235,6 +235,23 @@ def test_the_overflow_of_scaled_float16_gradients_is_left_to_the_scaler(
     assert leak(pairs) < 1e-5
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("clipped", [False, True])
+def test_a_penalty_weighs_the_same_beside_scaled_gradients(force, fused, clipped):
+    """A fused optimizer is given scaled gradients unless the loop has unscaled them to clip."""
+    p = nn.Parameter(torch.tensor([3.0, 1.0]))
+    force(EWCConstraint({"p": p}, {"p": torch.ones(2)}, {"p": torch.zeros(2)}, 0.0, 1.0))
+    optimizer, scaler = SGD([p], lr=0.1, fused=fused), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(torch.zeros(()))
+    p.grad = scaler.get_scale() * torch.tensor([2.0, -1.0])
+    if clipped:
+        scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    assert p.tolist() == pytest.approx([3.0 - 0.1 * (2.0 + 3.0), 1.0 - 0.1 * (-1.0 + 1.0)])
+    assert not hasattr(optimizer, "grad_scale")
+
+
 def test_a_step_without_any_gradient_does_nothing(make_pairs, force):
     pairs = make_pairs()
     force(subspace(pairs))
