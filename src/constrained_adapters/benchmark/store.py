@@ -49,6 +49,8 @@ class CellResult(BaseModel):
     def of(cls, cell: Cell, run: RunResult) -> CellResult:
         """Keep what matters of the run of a cell."""
         method = run.methods[0]
+        # A base in a folder is named as the plan names it, not by where the plan lies on this machine.
+        name = cell.config.base.model if Path(str(run.base.get("model"))).is_absolute() else None
         records = [record.model_copy(update={"curves": {}}) for record in method.records]
         return cls(
             phase=cell.phase,
@@ -57,7 +59,7 @@ class CellResult(BaseModel):
             seed=cell.seed,
             setting=cell.setting,
             created=run.created,
-            base=run.base,
+            base={**run.base, "model": name} if name else run.base,
             environment=run.environment,
             config=cell.config,
             result=method.model_copy(update={"records": records, "samples": []}),

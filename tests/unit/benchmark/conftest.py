@@ -91,7 +91,7 @@ class FakeTraining:
         return RunResult(
             title=config.title,
             created="2026-01-01T00:00:00+00:00",
-            base={"model": "tiny", "fingerprint": "f1"},
+            base={"model": config.base.model, "fingerprint": "f1"},
             environment={"device": "cpu", "num_threads": 1},
             settings=config.model_dump(mode="json"),
             methods=[fake_method(config)],

@@ -56,12 +56,15 @@ def test_sweep_then_test_then_tables(plan, training, tmp_path):
 
 
 def test_a_run_gets_absolute_paths_and_its_cell_keeps_those_of_the_plan(plan, training, tmp_path):
+    (tmp_path / "base").mkdir()
     go(plan)
+    assert training.configs[0].base.model == str(tmp_path / "base")
     assert training.configs[0].domains[0].data == str(tmp_path / "law.jsonl")
     text = (tmp_path / "cells/test/crma/order-1-seed-0.json").read_text(encoding="utf-8")
     assert str(tmp_path) not in text
     cell = json.loads(text)
     assert cell["config"]["domains"][0]["data"] == "law.jsonl"
+    assert cell["base"]["model"] == "base"
     assert cell["environment"] == {"device": "cpu", "num_threads": 1}
     assert cell["result"]["matrices"]["loss"][3][0] == pytest.approx(1.2)
     assert cell["result"]["records"][0]["curves"] == {} and cell["result"]["samples"] == []
