@@ -14,6 +14,7 @@ with ours. Peak memory is measured in a process of its own per side, from the fi
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import re
 import statistics
@@ -54,7 +55,7 @@ def main() -> None:
         print(json.dumps(peak_of(options)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        options.work = Path(folder)
+        options.work = options.work or Path(folder)
         if options.base == "random":
             options.base = write_random_base(Path(folder) / "random")
         results = {}
@@ -91,6 +92,7 @@ def read_options() -> Any:
     parser.add_argument("--active", type=int, default=8, help="active weighted adapters while decoding")
     parser.add_argument("--decode-tokens", type=int, default=32, help="tokens written per row and round")
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu: where others work too")
+    parser.add_argument("--work", type=Path, help="keeps the prepared sets here, for another call")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     parser.add_argument("--peak", help=argparse.SUPPRESS)  # one side of one peak, in a process of its own
     return parser.parse_args()
@@ -159,6 +161,9 @@ def domains(options: Any) -> Result:
     sides[f"peft, {options.domains}"] = peft_step(many, names, options)
     most, theirs = f"ours, {options.domains}", f"peft, {options.domains}"
     times = in_turn(sides, options.pairs, options.clock)
+    sides.clear()  # the peaks are other processes', which want the room
+    del model
+    gc.collect()
     peaks = {key: peak_in_process(key, folder, options) for key, folder in peak_sides(options, one, many)}
     return {
         **report(
