@@ -266,5 +266,9 @@ def _recording(
     finally:
         for handle in handles:
             handle.remove()
+        # A kept state leads over its graph back to the hooks, and so to all statistics: a cycle that the
+        # garbage collector cannot see.
+        state.states.clear()
+        last.clear()
         for name, p in model.named_parameters():
             p.requires_grad_(required[name])

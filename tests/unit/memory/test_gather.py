@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from constrained_adapters.errors import TrainingError
 from constrained_adapters.memory.gather import gather_statistics
 from constrained_adapters.memory.kfac import KFACMemory
 from constrained_adapters.memory.reservoir import pad_rows
+from constrained_adapters.memory.statistics import Statistics
 
 LLAMA_LAYERS = ["self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj"]
 LLAMA = [f"model.layers.{index}.{name}" for index in (0, 1) for name in LLAMA_LAYERS]
@@ -294,3 +296,12 @@ def test_gradient_checkpointing_counts_nothing_twice(tiny_llama, rows):
     for kind in KINDS:
         for name, value in getattr(expected, kind).items():
             assert torch.equal(getattr(found, kind)[name], value)
+
+
+def test_nothing_of_the_pass_stays_in_memory(tiny_llama, rows):
+    """The last batch's states would keep every statistic alive, over their graph and its hooks."""
+    gc.collect()
+    before = sum(type(each) is Statistics for each in gc.get_objects())
+    gather(tiny_llama, LLAMA, rows)
+    gc.collect()
+    assert sum(type(each) is Statistics for each in gc.get_objects()) == before
