@@ -92,7 +92,7 @@ def read_options() -> Any:
     parser.add_argument("--active", type=int, default=8, help="active weighted adapters while decoding")
     parser.add_argument("--decode-tokens", type=int, default=32, help="tokens written per row and round")
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu: where others work too")
-    parser.add_argument("--work", type=Path, help="keeps the prepared sets here, for another call")
+    parser.add_argument("--work", type=Path, help="keeps the prepared sets here, for a call alike")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     parser.add_argument("--peak", help=argparse.SUPPRESS)  # one side of one peak, in a process of its own
     return parser.parse_args()

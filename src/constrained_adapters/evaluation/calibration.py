@@ -69,8 +69,9 @@ class Calibration:
         num_rising: Those in which both rise.
         ratio: Median of predicted / measured over these; ``nan`` without any.
         share_within: Share of all pairs within :data:`FACTOR`, 0 … 1; ``nan`` without any.
-        share_inside: Share, of the pairs whose measurement has an interval, of those whose forecast lies in
-            it; ``nan`` without any. A rise that is all noise cannot be foretold to a factor.
+        num_bounded: Pairs whose measurement has an interval.
+        share_inside: Share of these whose forecast lies in it; ``nan`` without any. A rise that is all noise
+            cannot be foretold to a factor.
         rank_correlation: Spearman's ρ over all pairs, -1 … 1; ``nan`` where it is not defined.
     """
 
@@ -78,6 +79,7 @@ class Calibration:
     num_rising: int
     ratio: float
     share_within: float
+    num_bounded: int
     share_inside: float
     rank_correlation: float
 
@@ -137,8 +139,8 @@ def calibrate(pairs: Sequence[Pair]) -> Calibration:
     """Reduce pairs to one number per question; pairs without a (finite) measurement do not count.
 
     >>> calibrate([Pair("b", "a", 0.2, 0.1), Pair("c", "a", 0.3, 0.3), Pair("c", "b", 0.1, -0.1)])
-    Calibration(num_pairs=3, num_rising=2, ratio=1.5, share_within=0.3333333333333333, share_inside=nan, \
-rank_correlation=1.0)
+    Calibration(num_pairs=3, num_rising=2, ratio=1.5, share_within=0.3333333333333333, num_bounded=0, \
+share_inside=nan, rank_correlation=1.0)
     """
     known = [
         (pair, pair.measured)
@@ -152,6 +154,7 @@ rank_correlation=1.0)
         num_rising=len(ratios),
         ratio=statistics.median(ratios) if ratios else math.nan,
         share_within=sum(pair.is_within for pair, _ in known) / len(known) if known else math.nan,
+        num_bounded=len(inside),
         share_inside=sum(inside) / len(inside) if inside else math.nan,
         rank_correlation=spearman([pair.predicted for pair, _ in known], [value for _, value in known]),
     )

@@ -47,10 +47,11 @@ def forecast_sentence(found: Sequence[Pair]) -> str:
         return ""
     within = round(result.share_within * result.num_pairs)
     parts = [f"{within} of {result.num_pairs} forecasts lie within a factor of {FACTOR} of what was measured"]
-    bounded = [pair for pair in found if pair.measured is not None and pair.is_inside is not None]
-    if bounded:
-        inside = round(result.share_inside * len(bounded))
-        parts.append(f"{inside} of {len(bounded)} within what the scored items leave open (the lines, 95 %)")
+    if result.num_bounded:
+        inside = round(result.share_inside * result.num_bounded)
+        parts.append(
+            f"{inside} of {result.num_bounded} within what the scored items leave open (the lines, 95 %)"
+        )
     if result.num_rising:
         parts.append(
             f"where both rise ({result.num_rising}), the median of predicted over measured is "
