@@ -125,13 +125,11 @@ class PreventCollapseConfig(Settings):
     @model_validator(mode="after")
     def _effective(self) -> Self:
         """A setting that would not act is refused."""
-        given = self.model_fields_set
+        given = self.changed()
         without = {
             "check_every_steps": {"time_share", "max_checks"} & given if self.check_every_steps else set(),
             "guard: false": _OF_GUARD & given if not self.guard else set(),
-            "general_ratio: 0": {"general_text"}
-            if self.general_ratio == 0.0 and self.general_text != GENERAL_TEXT
-            else set(),
+            "general_ratio: 0": {"general_text"} & given if self.general_ratio == 0.0 else set(),
             "remedies without lower_rate": {"rate_factor", "low_rate_steps"} & given
             if "lower_rate" not in self.remedies
             else set(),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from constrained_adapters.config.base import Settings
 
@@ -26,6 +26,9 @@ class GuardConfig(Settings):
         probe_rows: Examples of each domain that are looked at.
         rate_factor: Of ``roll_back``: the learning rate is multiplied by it each time.
         max_actions: After so many strengthenings or roll-backs the next one stops the training.
+
+    Raises:
+        ValueError: A setting has no effect on the action.
     """
 
     action: Action = "stop"
@@ -35,6 +38,14 @@ class GuardConfig(Settings):
     probe_rows: int = Field(default=8, ge=1)
     rate_factor: float = Field(default=0.5, gt=0.0, lt=1.0)
     max_actions: int = Field(default=3, ge=1)
+
+    @model_validator(mode="after")
+    def _effective(self) -> Self:
+        """A setting that would not act is refused."""
+        idle = {"stop": {"rate_factor", "max_actions"}, "strengthen": {"rate_factor"}, "roll_back": set()}
+        for name in sorted(idle[self.action] & self.changed()):
+            raise ValueError(f"{name!r} has no effect with action: {self.action}")
+        return self
 
     def limit(self, domain: str) -> float:
         """How much this domain's loss may rise, as a share.

@@ -280,6 +280,8 @@ def test_the_guard_is_off_until_one_of_its_lines_is_active(read, refusal):
     assert read(dump_config(config)) == config
     error = refusal(f"{DOMAINS}guard:\n  actoin: stop\n")
     assert (error.what, error.hint) == ("no setting named 'actoin'", "action")
+    error = refusal(f"{DOMAINS}guard: {{action: strengthen, rate_factor: 0.2}}\n")
+    assert "'rate_factor' has no effect with action: strengthen" in error.what
     error = refusal(f"{DOMAINS}guard:\n  action: roll_bak\n")
     assert (error.what, error.hint) == ("the setting 'guard.action' is not valid", "roll_back")
 
@@ -289,6 +291,14 @@ def test_prevent_collapse_is_a_word_or_a_section(read):
     assert read(f"{DOMAINS}prevent_collapse: true\n").collapse_settings == PreventCollapseConfig()
     config = read(f"{DOMAINS}prevent_collapse:\n  label_smoothing: 0.2\n")
     assert config.collapse_settings.label_smoothing == 0.2
+    assert read(dump_config(config)) == config
+
+
+@pytest.mark.parametrize(
+    "section", ["{check_every_steps: 5}", "{guard: false}", "{remedies: [new_order]}", "{warmup_ratio: null}"]
+)
+def test_what_a_run_writes_down_of_prevent_collapse_can_be_read_again(read, section):
+    config = read(f"{DOMAINS}prevent_collapse: {section}\n")
     assert read(dump_config(config)) == config
 
 
