@@ -2,6 +2,7 @@
 
 import asyncio
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -36,14 +37,14 @@ def folders(model, tmp_path):
     return {**found, "both": {**found["law"], **found["medicine"]}}
 
 
-def before(address, domains, **more):
+def before(address, domains, settings=SETTINGS, **more):
     async def begin():
         return address
 
     async def end():
         pass
 
-    return UpstreamEngine(begin, end, domains, SETTINGS, **more)
+    return UpstreamEngine(begin, end, domains, settings, **more)
 
 
 @pytest.fixture
@@ -112,6 +113,22 @@ def test_what_the_engine_refuses_is_said(client):
         list(ask(client, "law", "x" * 400, stream=True))
     with pytest.raises(openai.NotFoundError, match="medicine"):
         ask(client, "medicin")
+
+
+def test_this_server_s_own_limits_hold_before_the_engine(engine_address, folders):
+    settings = replace(SETTINGS, max_new_tokens=3, max_choices=2)
+    engine = before(engine_address, folders, settings, base_model="base", key="upstream")
+    with (
+        serving(engine, settings) as address,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client,
+    ):
+        talk = [{"role": "user", "content": "law 1?"}]
+        reply = client.chat.completions.create(model="law", messages=talk)
+        assert reply.usage.completion_tokens == 3
+        with pytest.raises(openai.BadRequestError, match="at most 3"):
+            client.chat.completions.create(model="law", messages=talk, max_tokens=4)
+        with pytest.raises(openai.BadRequestError, match="at most 2 answers"):
+            client.completions.create(model="law", prompt=["a", "b"], n=2)
 
 
 def test_an_engine_that_is_gone_is_a_502(folders):

@@ -15,8 +15,8 @@ from constrained_adapters.errors import ConfigError, ModelError
 from constrained_adapters.serving.answer import Answer, Piece, Wanted
 from constrained_adapters.serving.choice import Choice
 from constrained_adapters.serving.decoder import BatchDecoder
-from constrained_adapters.serving.failures import RequestError, StoppingError
-from constrained_adapters.serving.prompts import encode_prompts, new_tokens
+from constrained_adapters.serving.failures import StoppingError
+from constrained_adapters.serving.prompts import check_choices, encode_prompts, new_tokens
 from constrained_adapters.serving.registry import ModelRegistry
 from constrained_adapters.serving.replies import Collected, ReplyWriter
 from constrained_adapters.serving.requests import GenerationBody
@@ -181,14 +181,7 @@ class LocalEngine:
         """Put the answers of a request into the line; return their pieces, and the tokens and answers."""
         prompts = encode_prompts(request, self._front_tokenizer, self._num_tokens)
         most = self._check_length(request, prompts)
-        num_answers = len(prompts) * request.num_choices
-        if num_answers > self.settings.max_choices:
-            raise RequestError(
-                "more answers are asked for than this server gives to one request",
-                got=f"{len(prompts)} prompts, n = {request.num_choices}",
-                expected=f"at most {self.settings.max_choices} answers",
-                param="n",
-            )
+        num_answers = check_choices(request, self.settings.max_choices)
         if self._stopping:
             raise StoppingError("the server is stopping and takes no more requests")
         wanted = Wanted(

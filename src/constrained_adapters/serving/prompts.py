@@ -68,6 +68,17 @@ def new_tokens(request: GenerationBody, num_prompt_tokens: int, context_tokens: 
             param=field if left < 1 else "max_tokens",
             code="context_length_exceeded",
         )
+    check_new_tokens(request, most)
+    return min(wanted or left, left, most or left)
+
+
+def check_new_tokens(request: GenerationBody, most: int | None) -> None:
+    """Check that no longer answer is asked for than the server gives.
+
+    Raises:
+        RequestError: It is.
+    """
+    wanted = request.most_new_tokens()
     if most is not None and (wanted or 0) > most:
         raise RequestError(
             "more tokens are asked for than this server gives",
@@ -75,7 +86,24 @@ def new_tokens(request: GenerationBody, num_prompt_tokens: int, context_tokens: 
             expected=f"at most {most}",
             param="max_tokens",
         )
-    return min(wanted or left, left, most or left)
+
+
+def check_choices(request: GenerationBody, most: int) -> int:
+    """The number of answers that are asked for: prompts times ``n``.
+
+    Raises:
+        RequestError: There are more than the server gives to one request.
+    """
+    num_prompts = len(request.prompts()) if isinstance(request, CompletionRequest) else 1
+    num_answers = num_prompts * request.num_choices
+    if num_answers > most:
+        raise RequestError(
+            "more answers are asked for than this server gives to one request",
+            got=f"{num_prompts} prompts, n = {request.num_choices}",
+            expected=f"at most {most} answers",
+            param="n",
+        )
+    return num_answers
 
 
 def _conversation(request: ChatRequest, tokenizer: Any) -> str:

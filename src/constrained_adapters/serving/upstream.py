@@ -22,6 +22,7 @@ from constrained_adapters.serving.failures import (
     StoppingError,
     UpstreamError,
 )
+from constrained_adapters.serving.prompts import check_choices, check_new_tokens
 from constrained_adapters.serving.registry import Hold, ModelRegistry
 from constrained_adapters.serving.requests import ChatRequest, CompletionRequest, GenerationBody
 from constrained_adapters.serving.routes import Route, asked_talk, chosen
@@ -40,7 +41,8 @@ class UpstreamEngine:
         begin: Makes sure that the engine runs; returns its address.
         end: Called when this server stops.
         domains: The adapters' folders, with their weights, that answer for each domain.
-        settings: ``slots`` and ``queue`` together bound the requests that are under way.
+        settings: ``slots`` and ``queue`` together bound the requests that are under way; the context is the
+            engine's own.
         base_model: The base's name there; None takes its first model.
         key: Its API key.
         route: The router; None: ``auto`` is not served.
@@ -138,12 +140,14 @@ class UpstreamEngine:
         """The whole reply of the engine, under our names.
 
         Raises:
+            RequestError: More is asked for than this server gives.
             ConstrainedAdaptersError: The engine refuses, or cannot be reached.
         """
+        self._check(request)
         async with self._under_way(choice) as hold, self._adapters.using(hold.adapters) as fields:
             try:
                 async with asyncio.timeout(self.settings.timeout_seconds):
-                    reply = await self._client.post(_path(request), json=_body(request, fields))
+                    reply = await self._client.post(_path(request), json=self._body(request, fields))
             except TimeoutError:
                 raise _overdue() from None
             except httpx2.HTTPError as error:
@@ -159,10 +163,12 @@ class UpstreamEngine:
         """The chunks of the engine's reply, under our names.
 
         Raises:
+            RequestError: More is asked for than this server gives.
             ConstrainedAdaptersError: The engine refuses, or cannot be reached.
         """
+        self._check(request)
         async with self._under_way(choice) as hold, self._adapters.using(hold.adapters) as fields:
-            post = self._client.stream("POST", _path(request), json=_body(request, fields))
+            post = self._client.stream("POST", _path(request), json=self._body(request, fields))
             try:
                 async with asyncio.timeout(self.settings.timeout_seconds), post as reply:
                     if reply.status_code != 200:
@@ -204,6 +210,17 @@ class UpstreamEngine:
         """Requests that are under way, and domains."""
         return {"running": self._num_running, "domains": len(self.models())}
 
+    def _check(self, request: GenerationBody) -> None:
+        check_new_tokens(request, self.settings.max_new_tokens)
+        check_choices(request, self.settings.max_choices)
+
+    def _body(self, request: GenerationBody, fields: Mapping[str, Any]) -> dict[str, Any]:
+        assert isinstance(request, ChatRequest | CompletionRequest)
+        body = {**request.model_dump(exclude_none=True, exclude={"adapters", "model"}), **fields}
+        if request.most_new_tokens() is None and self.settings.max_new_tokens is not None:
+            body["max_tokens"] = self.settings.max_new_tokens
+        return {**body, "stream_options": {"include_usage": True}} if request.stream else body
+
     @asynccontextmanager
     async def _under_way(self, choice: Choice) -> AsyncIterator[Hold]:
         capacity = self.settings.slots + self.settings.queue
@@ -238,12 +255,6 @@ def refused(reply: httpx2.Response) -> Exception:
 
 def _path(request: GenerationBody) -> str:
     return "/v1/chat/completions" if isinstance(request, ChatRequest) else "/v1/completions"
-
-
-def _body(request: GenerationBody, fields: Mapping[str, Any]) -> dict[str, Any]:
-    assert isinstance(request, ChatRequest | CompletionRequest)
-    body = {**request.model_dump(exclude_none=True, exclude={"adapters", "model"}), **fields}
-    return {**body, "stream_options": {"include_usage": True}} if request.stream else body
 
 
 def _overdue() -> OverdueError:
