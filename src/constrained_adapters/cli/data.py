@@ -9,7 +9,9 @@ import typer
 if TYPE_CHECKING:
     from constrained_adapters.data.examples import Domain, Example
 
-Column = Annotated[str | None, typer.Option(help="Name of this column, where the wrong one is detected.")]
+Column = Annotated[
+    str | None, typer.Option(metavar="COLUMN", help="The column that holds it, where another is detected.")
+]
 
 
 def data(

@@ -33,7 +33,9 @@ def diagnose(
     write: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a crma.yaml that follows the advice.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --write: replace a file that is there.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Say how much of the old would be forgotten by learning the new, why, and what is advisable."""

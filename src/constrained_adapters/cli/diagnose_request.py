@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from constrained_adapters.adapters.lora import lora_layers
+from constrained_adapters.cli.idle import refuse_idle
 from constrained_adapters.cli.init import relative_source
 from constrained_adapters.cli.run_folder import chosen_workspace
 from constrained_adapters.config.errors import config_error
@@ -40,7 +41,7 @@ class Request:
     """The command line's wishes; fields as its options.
 
     Raises:
-        UsageError: Neither new data nor a crma.yaml is given, or both are.
+        UsageError: Neither new data nor a crma.yaml is given, or both are, or an option would not act.
     """
 
     config: Path | None
@@ -59,6 +60,17 @@ class Request:
                 got="neither" if self.new is None else f"--new {self.new} and {self.config}",
                 hint="crma diagnose --old law.jsonl --new medicine.jsonl, or: crma diagnose crma.yaml",
             )
+        if self.config is not None and self.run is not None:
+            raise UsageError(
+                "either a crma.yaml or a finished run",
+                got=f"{self.config} and --run {self.run}",
+                hint="one of them",
+            )
+        if self.run is None:
+            refuse_idle({"--method": self.method}, "without --run")
+        if self.config is not None or self.run is not None:
+            other = None if self.base == "embedded" else self.base
+            refuse_idle({"--base": other}, "beside a crma.yaml or --run, which name the base")
         if self.old and (self.config is not None or self.run is not None):
             raise UsageError(
                 "--old has no effect beside a crma.yaml or --run, which name the old domains",

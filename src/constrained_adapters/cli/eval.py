@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from constrained_adapters.cli.idle import refuse_idle
 from constrained_adapters.cli.run_folder import MethodName, RunFolder
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -55,6 +56,8 @@ def evaluate(
         raise ConfigError("--base and --run exclude each other", got=f"--base {base}", expected="one of them")
     if adapter and base is None:
         raise ConfigError("--adapter needs --base", got=f"--adapter {adapter[0]}", expected="--base NAME")
+    if base is not None:
+        refuse_idle({"--only-data": not own}, "with --base, which has no sets of its own")
     asked = Asked(
         scoring=scoring_of(metric, batch_size=batch_size, max_new_tokens=max_new_tokens),
         sets=read_sets(data or []),

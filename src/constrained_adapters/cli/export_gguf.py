@@ -21,6 +21,7 @@ from constrained_adapters.cli.export_options import (
     find,
     show,
 )
+from constrained_adapters.cli.idle import refuse_idle
 from constrained_adapters.cli.run_folder import MethodName, RunFolder
 
 
@@ -49,6 +50,8 @@ def gguf(
     force: Force = False,
 ) -> None:
     """Write GGUF files for llama.cpp: adapters that its server weighs in each request, or whole models."""
+    if no_check:
+        refuse_idle({"--tolerance": tolerance}, "with --no-check")
     sources, _, known = find(names, run, method, mix, name, alone, base)
     from constrained_adapters.export.checked_gguf import export_ggufs
     from constrained_adapters.export.options import read_gguf_types

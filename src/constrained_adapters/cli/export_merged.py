@@ -21,6 +21,7 @@ from constrained_adapters.cli.export_options import (
     find,
     show,
 )
+from constrained_adapters.cli.idle import refuse_idle
 from constrained_adapters.cli.run_folder import MethodName, RunFolder
 
 
@@ -46,6 +47,8 @@ def merged(
     force: Force = False,
 ) -> None:
     """Write whole models, for any engine that reads safetensors."""
+    if no_check:
+        refuse_idle({"--tolerance": tolerance}, "with --no-check")
     sources, workspace, known = find(names, run, method, mix, name, alone, base)
     from constrained_adapters.export.checked import export_merged
     from constrained_adapters.export.options import read_dtype

@@ -52,16 +52,25 @@ def find(
     alone: bool,
     base: str | None,
 ) -> tuple[list[Source], Workspace | None, BaseName]:
-    """What is asked for: sources, the run's workspace where one is needed, and the base."""
+    """What is asked for: sources, the run's workspace where one is needed, and the base.
+
+    Raises:
+        ConstrainedAdaptersError: An option would not act, or nothing answers to a name.
+    """
     import os
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from constrained_adapters.cli.idle import refuse_idle
     from constrained_adapters.export.bases import find_base
     from constrained_adapters.export.sources import are_folders, find_sources, read_mix
 
     weights = None if mix is None else read_mix(mix)
+    if mix is None:
+        refuse_idle({"--name": mix_name}, "without --mix")
     folders_only = run is None and are_folders([*(names or ()), *(weights or ())])
+    if folders_only:
+        refuse_idle({"--method": method, "--alone": alone}, "on folders of adapters")
     workspace = None if folders_only else chosen_workspace(run, method)
     sources = find_sources(names or [], workspace, mix=weights, mix_name=mix_name, alone=alone)
     return sources, workspace, find_base(sources, workspace, base)

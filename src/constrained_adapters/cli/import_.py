@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from constrained_adapters.cli.export_options import Base, Device, Force
+from constrained_adapters.cli.export_options import Base
+from constrained_adapters.cli.idle import refuse_idle
 from constrained_adapters.cli.run_folder import MethodName
 
 
@@ -30,8 +31,10 @@ def import_(
     ] = 64,
     seed: Annotated[int, typer.Option(help="Of the texts.")] = 0,
     base: Base = None,
-    device: Device = "auto",
-    force: Force = False,
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="Where the memory is measured: auto, cpu, cuda …")
+    ] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace an adapter that is there.")] = False,
 ) -> None:
     """Bring any PEFT LoRA in as a domain, with a memory from text that the model writes with it."""
     import os
@@ -46,6 +49,8 @@ def import_(
 
     if run is not None and output is not None:
         raise UsageError("either a run or a folder", got="--run and --output", hint="one of them")
+    if run is None:
+        refuse_idle({"--method": method}, "without --run")
     (source,) = find_sources([str(folder)], None)
     domain = name or source.name
     target: Path | Workspace = (output or Path("adapters")) / domain

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from constrained_adapters.assessment.record import load_assessment
+from constrained_adapters.cli.idle import refuse_idle
 from constrained_adapters.cli.load_run import load_run
 from constrained_adapters.errors import UnknownNameError
 from constrained_adapters.report.measures import focus_method
@@ -31,6 +32,7 @@ def find_pairs(paths: Sequence[Path], method: str | None) -> list[tuple[Side, Si
 
     Raises:
         WorkspaceError: A path holds neither results nor a record.
+        UsageError: A method is asked for of a record of ``crma eval``.
         UnknownNameError: A run has no method of the name asked for.
     """
     found = [_sides(path, method, several=len(paths) > 1) for path in paths]
@@ -56,6 +58,7 @@ def without_items(labels: Sequence[str]) -> str:
 def _sides(path: Path, method: str | None, *, several: bool) -> dict[str, Side]:
     """By name, the one that is spoken about first."""
     if _is_assessment(path):
+        refuse_idle({"--method": method}, "on a record of 'crma eval', which is of one method")
         record = load_assessment(path)
         text_of_none = {each.name for each in record.sets if each.group == "general"}
         final, *rest = reversed(record.models)

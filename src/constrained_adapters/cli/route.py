@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from constrained_adapters.cli.idle import refuse_idle
 from constrained_adapters.cli.run_folder import MethodName, RunFolder, chosen_workspace, quiet_libraries
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def route(
     if text is None and not build and not sys.stdin.isatty():
         text = sys.stdin.read().strip()
 
+    if text is None:
+        refuse_idle({"--json": as_json}, "without a prompt")
     quiet_libraries()
     from constrained_adapters.model.opened import load_run_base
     from constrained_adapters.routing import Router

@@ -56,9 +56,14 @@ def serve(
 
     Point any OpenAI client at http://127.0.0.1:8000/v1, or open the page at /.
     """
+    from constrained_adapters.cli.idle import refuse_idle
     from constrained_adapters.cli.run_folder import chosen_workspace
     from constrained_adapters.serving.server import check_extra
 
+    if upstream is None:
+        refuse_idle({"--upstream-model": upstream_model}, "without --upstream")
+    else:
+        refuse_idle({"--context": context}, "with --upstream: the engine has its own")
     check_extra()
     workspace = chosen_workspace(run, method)
 

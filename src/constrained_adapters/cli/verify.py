@@ -8,12 +8,16 @@ from typing import Annotated
 import typer
 
 from constrained_adapters.cli.export_options import Base, Device, Tolerance
-from constrained_adapters.cli.run_folder import MethodName, RunFolder, chosen_workspace
+from constrained_adapters.cli.idle import refuse_idle
+from constrained_adapters.cli.run_folder import MethodName, chosen_workspace
 
 
 def verify(
     path: Annotated[Path, typer.Argument(metavar="FOLDER", help="LoRA folder, model folder or .gguf file.")],
-    run: RunFolder = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", metavar="DIR", help="The run that it was made from, or one of its methods."),
+    ] = None,
     method: MethodName = None,
     base: Base = None,
     tolerance: Tolerance = None,
@@ -31,7 +35,11 @@ def verify(
     from constrained_adapters.export.verify import verify_form
     from constrained_adapters.export.verify_with_base import verify_against
 
+    if run is None:
+        refuse_idle({"--method": method}, "without --run")
     if run is None and base is None:
+        on = None if device == "auto" else device
+        refuse_idle({"--tolerance": tolerance, "--device": on}, "without --base or --run")
         verdict = verify_form(path)
     else:
         workspace = None if run is None else chosen_workspace(run, method)

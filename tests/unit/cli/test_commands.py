@@ -239,3 +239,42 @@ def test_status_and_report_need_no_torch(crma_process, run_file):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+IDLE = {
+    "ask": (["ask", "why?", "--seed", "3"], "--seed has no effect at temperature 0"),
+    "assets": (["assets", "--list", "sottu"], "Try:      sotu"),
+    "compare": (["compare", "record.json", "--method", "crma"], "--method has no effect on a record"),
+    "diagnose a file": (["diagnose", "crma.yaml", "--base", "b"], "--base has no effect beside a crma.yaml"),
+    "diagnose without a run": (["diagnose", "--new", "a", "--method", "crma"], "no effect without --run"),
+    "diagnose both": (["diagnose", "crma.yaml", "--run", "out"], "either a crma.yaml or a finished run"),
+    "eval": (["eval", "--base", "embedded", "--only-data"], "--only-data has no effect with --base"),
+    "export a mix": (["export", "lora", "law", "--name", "x"], "--name has no effect without --mix"),
+    "export a folder": (["export", "lora", "law", "--alone"], "--alone has no effect on folders"),
+    "export unchecked": (
+        ["export", "merged", "law", "--no-check", "--tolerance", "0"],
+        "--tolerance has no effect with --no-check",
+    ),
+    "import": (["import", "law", "--method", "crma"], "--method has no effect without --run"),
+    "serve": (["serve", "--upstream-model", "m"], "--upstream-model has no effect without --upstream"),
+    "serve before another": (
+        ["serve", "--upstream", "http://localhost:1", "--context", "64"],
+        "--context has no effect with --upstream",
+    ),
+    "verify a form": (["verify", "law", "--tolerance", "0.1"], "--tolerance has no effect without --base"),
+    "verify without a run": (["verify", "law", "--base", "b", "--method", "m"], "no effect without --run"),
+}
+
+
+@pytest.mark.parametrize("words, message", IDLE.values(), ids=IDLE)
+def test_an_option_that_would_not_act_is_refused(crma, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "record.json").write_text(
+        '{"kind": "assessment", "title": "t", "created": "", "models": ["base", "adapted"]}'
+    )
+    law = tmp_path / "law"
+    law.mkdir()
+    (law / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "b"}')
+    done = crma(*words)
+    assert done.exit_code == 2, done.output
+    assert message in done.stderr and "Traceback" not in done.output
