@@ -85,7 +85,12 @@ def choose(talk: Conversation, domain: str | None, mix: str | None, base: bool) 
     from constrained_adapters.errors import UsageError
 
     if (domain is not None) + (mix is not None) + base > 1:
-        raise UsageError("more than one thing is to answer", expected="one of --domain, --mix and --base")
+        given = [("--domain", domain), ("--mix", mix), ("--base", base or None)]
+        raise UsageError(
+            "more than one thing is to answer",
+            got=" and ".join(name for name, value in given if value is not None),
+            expected="one of --domain, --mix and --base",
+        )
     if base:
         talk.use_base()
     elif domain is not None or mix is not None:

@@ -44,13 +44,19 @@ def import_(
     from constrained_adapters.errors import UsageError
     from constrained_adapters.export.bases import find_base, open_base
     from constrained_adapters.export.imported import import_adapter
-    from constrained_adapters.export.sources import Source, find_sources
+    from constrained_adapters.export.sources import Source, are_folders, find_sources
     from constrained_adapters.workspace import Workspace, find_workspace
 
     if run is not None and output is not None:
         raise UsageError("either a run or a folder", got="--run and --output", hint="one of them")
     if run is None:
         refuse_idle({"--method": method}, "without --run")
+    if not are_folders([str(folder)]):
+        raise UsageError(
+            "there is no adapter to import",
+            got=f"no {folder / 'adapter_config.json'}",
+            expected="the folder of a PEFT LoRA",
+        )
     (source,) = find_sources([str(folder)], None)
     domain = name or source.name
     target: Path | Workspace = (output or Path("adapters")) / domain

@@ -80,7 +80,11 @@ class FrequentDirections:
         """B ← (Σ² − σ_ℓ² I)₊^½ Vᵀ, at most ℓ − 1 rows, through the Gram matrix instead of an SVD."""
         gram = (self._buffer @ self._buffer.T).double()
         if not torch.isfinite(gram).all():
-            raise TrainingError("the gradient memory is not finite: a row of a sketch")
+            raise TrainingError(
+                "the gradient memory is not finite",
+                got="a row of a sketch of a layer's inputs or gradients with nan or infinite entries",
+                hint="train in float32 or bf16 instead of fp16, or at a lower learning rate",
+            )
         values, vectors = torch.linalg.eigh(gram)
         values, vectors = values.flip(0), vectors.flip(1)
         kept = values[: self.size - 1]

@@ -234,7 +234,10 @@ def _record(trainer: Trainer, domain: str) -> TrainingRecord:
     )
     if broken is not None:
         raise TrainingError(
-            f"the loss of domain {domain!r} is not finite at step {broken}", hint="lower the learning rate"
+            f"the loss of domain {domain!r} is not finite at step {broken}",
+            got="nan or infinity in the training's log",
+            expected="a finite loss",
+            hint="lower the learning rate",
         )
     seconds = recorder.curves["seconds"]
     for name, values in recorder.curves.items():
