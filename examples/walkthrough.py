@@ -27,7 +27,7 @@ from constrained_adapters.models.embedded import embedded_model_path
 torch.manual_seed(0)
 
 # 1. The base and the adapters' settings.
-crama_config = CRMAConfig(
+config = CRMAConfig(
     base_model_name="embedded",
     adapter_dim=64,
     constraint_strength=0.8,
@@ -37,7 +37,7 @@ crama_config = CRMAConfig(
     use_gradient_constraint=True,
     constraint_type="fisher",
 )
-model = CRMAModel.from_pretrained(crama_config)
+model = CRMAModel.from_pretrained(config)
 tokenizer = AutoTokenizer.from_pretrained(embedded_model_path())
 tokenizer.pad_token = tokenizer.eos_token
 

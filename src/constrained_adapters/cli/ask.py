@@ -37,7 +37,10 @@ def ask(
     temperature: Temperature = 0.0,
     seed: Seed = None,
 ) -> None:
-    """Ask a finished run one question; the router picks the domain unless one is named."""
+    """Ask a finished run one question.
+
+    The router picks the domain unless one is named.
+    """
     if question is None and not sys.stdin.isatty():
         question = sys.stdin.read()
     if question is None or not question.strip():

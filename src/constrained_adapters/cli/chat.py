@@ -41,7 +41,9 @@ def chat(
         typer.Option(metavar="FILE", help="Where the talk is written at the end; '-' for nowhere."),
     ] = None,
 ) -> None:
-    """Talk to a finished run; each question is answered by the domain that the router picks.
+    """Talk to a finished run.
+
+    Each question is answered by the domain that the router picks.
 
     Commands: /domain NAME, /mix law=0.7 medicine=0.3, /base, /auto, /clear, /help, /quit.
     Ctrl-C stops an answer.

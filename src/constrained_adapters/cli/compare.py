@@ -16,10 +16,10 @@ def compare(
         str | None, typer.Option(metavar="NAME", help="Compare this method of each run pair by pair.")
     ] = None,
 ) -> None:
-    """Show the tables of finished runs, and compare them item by item.
+    """Compare finished runs, item by item.
 
-    Of one run the method that its report speaks about is compared with each other; of two runs, those of one
-    name.
+    Their tables come first. Of one run the method that its report speaks about is compared with each
+    other; of two runs, those of one name.
     """
     from constrained_adapters.cli.assessment_tables import print_differences
     from constrained_adapters.cli.load_run import load_run

@@ -38,7 +38,10 @@ def diagnose(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Say how much of the old would be forgotten by learning the new, why, and what is advisable."""
+    """Say what learning the new would make a model forget.
+
+    How much, why, and what is advisable; nothing is trained that stays.
+    """
     import json
 
     from constrained_adapters.cli.diagnose_request import Request, settings_of

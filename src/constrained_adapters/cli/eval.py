@@ -40,7 +40,10 @@ def evaluate(
     allow_overlap: Annotated[bool, typer.Option(help="Score sets that were trained on.")] = False,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the record as JSON.")] = None,
 ) -> None:
-    """Score a finished run on its own sets and on yours, or a base with adapters on yours."""
+    """Score a finished run, or a base with adapters.
+
+    A run on its own sets and on yours, a base with adapters on yours.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # before the first import of transformers
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from constrained_adapters.assessment.asked import read_sets, scoring_of

@@ -10,7 +10,7 @@ from constrained_adapters.cli.export_merged import merged
 from constrained_adapters.cli.failures import with_failures
 
 export = typer.Typer(
-    help="Write adapters, mixes and merged models in the forms that inference engines read.",
+    help="Write adapters, mixes, merged models for other engines.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

@@ -49,7 +49,10 @@ def gguf(
     device: Device = "auto",
     force: Force = False,
 ) -> None:
-    """Write GGUF files for llama.cpp: adapters that its server weighs in each request, or whole models."""
+    """Write GGUF files for llama.cpp.
+
+    Adapters, which its server weighs in each request, or whole models.
+    """
     if no_check:
         refuse_idle({"--tolerance": tolerance}, "with --no-check")
     sources, _, known = find(names, run, method, mix, name, alone, base)

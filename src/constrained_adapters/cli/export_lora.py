@@ -46,7 +46,10 @@ def lora(
     device: Device = "auto",
     force: Force = False,
 ) -> None:
-    """Write plain PEFT LoRA folders, for vLLM, SGLang, TGI, LoRAX and PEFT itself."""
+    """Write plain PEFT LoRA folders, single domains or mixes.
+
+    For vLLM, SGLang, TGI, LoRAX and PEFT itself.
+    """
     if no_check:
         refuse_idle({"--tolerance": tolerance}, "with --no-check")
     sources, workspace, known = find(names, run, method, mix, name, alone, base)

@@ -36,7 +36,10 @@ def import_(
     ] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace an adapter that is there.")] = False,
 ) -> None:
-    """Bring any PEFT LoRA in as a domain, with a memory from text that the model writes with it."""
+    """Bring any PEFT LoRA in as a domain.
+
+    Its memory is made from text that the model writes with it.
+    """
     import os
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

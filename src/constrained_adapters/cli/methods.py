@@ -10,7 +10,10 @@ import typer
 def methods(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> None:
-    """List the methods; joined by '+' they combine, as in 'lora + replay + ewc'."""
+    """List the methods, with what each costs and keeps.
+
+    Joined by '+' they combine, as in 'lora + replay + ewc'.
+    """
     from constrained_adapters.recipes import ALIASES, RECIPES
 
     rows: list[dict[str, Any]] = [

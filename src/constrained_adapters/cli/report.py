@@ -22,7 +22,10 @@ def report(
     ] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
-    """Write the report of a run again: one HTML page; of several runs, one page that compares them."""
+    """Write the report of a run, or of several runs, again.
+
+    One HTML page; of several runs it compares them.
+    """
     from constrained_adapters.assessment.record import load_assessment
     from constrained_adapters.cli.load_run import load_run
     from constrained_adapters.report.page import write_report

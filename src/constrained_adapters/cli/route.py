@@ -40,7 +40,10 @@ def route(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show which domain of a finished run a prompt is routed to, with the scores and the words behind it."""
+    """Show which domain of a finished run a prompt belongs to.
+
+    With the scores, and the words that speak for it and against it.
+    """
     workspace = chosen_workspace(run, method)
     if text is None and not build and not sys.stdin.isatty():
         text = sys.stdin.read().strip()

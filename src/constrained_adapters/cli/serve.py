@@ -52,7 +52,9 @@ def serve(
     ] = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Log questions and answers.")] = False,
 ) -> None:
-    """Serve the domains of a run: each is a model, 'auto' picks one, 'base' takes weights of several.
+    """Serve the domains of a run behind OpenAI's API.
+
+    Each is a model, 'auto' picks one, 'base' takes weights of several.
 
     Point any OpenAI client at http://127.0.0.1:8000/v1, or open the page at /.
     """
