@@ -41,18 +41,23 @@ def ask(
 
     The router picks the domain unless one is named.
     """
+    question = _asked(question)
+    talk = conversation(run, method, max_tokens, temperature, seed)
+    choose(talk, domain, mix, base)
+    choice = talk.choose(question)
+    typer.echo(f"[{choice}]", err=True)
+    talk.ask(question, choice=choice, on_text=lambda piece: typer.echo(piece, nl=False))
+    typer.echo()
+
+
+def _asked(question: str | None) -> str:
     if question is None and not sys.stdin.isatty():
         question = sys.stdin.read()
     if question is None or not question.strip():
         from constrained_adapters.errors import UsageError
 
         raise UsageError("there is no question", got="nothing", hint='crma ask "…", or echo … | crma ask')
-    talk = conversation(run, method, max_tokens, temperature, seed)
-    choose(talk, domain, mix, base)
-    choice = talk.choose(question.strip())
-    typer.echo(f"[{choice}]", err=True)
-    talk.ask(question.strip(), choice=choice, on_text=lambda piece: typer.echo(piece, nl=False))
-    typer.echo()
+    return question.strip()
 
 
 def conversation(

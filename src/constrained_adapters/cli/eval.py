@@ -52,15 +52,9 @@ def evaluate(
     from constrained_adapters.assessment.of_run import assess_run
     from constrained_adapters.cli.assessment_tables import print_assessment
     from constrained_adapters.cli.run_folder import chosen_workspace
-    from constrained_adapters.errors import ConfigError
     from constrained_adapters.workspace import atomic_write_text
 
-    if base is not None and (run is not None or method is not None):
-        raise ConfigError("--base and --run exclude each other", got=f"--base {base}", expected="one of them")
-    if adapter and base is None:
-        raise ConfigError("--adapter needs --base", got=f"--adapter {adapter[0]}", expected="--base NAME")
-    if base is not None:
-        refuse_idle({"--only-data": not own}, "with --base, which has no sets of its own")
+    _check(run, method, base, adapter, own)
     asked = Asked(
         scoring=scoring_of(metric, batch_size=batch_size, max_new_tokens=max_new_tokens),
         sets=read_sets(data or []),
@@ -84,3 +78,16 @@ def evaluate(
     if output is not None:
         atomic_write_text(output, found.model_dump_json(indent=1))
         typer.echo(f"record: {output}")
+
+
+def _check(
+    run: Path | None, method: str | None, base: str | None, adapter: list[Path] | None, own: bool
+) -> None:
+    from constrained_adapters.errors import ConfigError
+
+    if base is not None and (run is not None or method is not None):
+        raise ConfigError("--base and --run exclude each other", got=f"--base {base}", expected="one of them")
+    if adapter and base is None:
+        raise ConfigError("--adapter needs --base", got=f"--adapter {adapter[0]}", expected="--base NAME")
+    if base is not None:
+        refuse_idle({"--only-data": not own}, "with --base, which has no sets of its own")

@@ -44,22 +44,14 @@ def import_(
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from constrained_adapters.errors import UsageError
     from constrained_adapters.export.bases import find_base, open_base
     from constrained_adapters.export.imported import import_adapter
-    from constrained_adapters.export.sources import Source, are_folders, find_sources
+    from constrained_adapters.export.sources import Source, find_sources
     from constrained_adapters.workspace import Workspace, find_workspace
 
-    if run is not None and output is not None:
-        raise UsageError("either a run or a folder", got="--run and --output", hint="one of them")
     if run is None:
         refuse_idle({"--method": method}, "without --run")
-    if not are_folders([str(folder)]):
-        raise UsageError(
-            "there is no adapter to import",
-            got=f"no {folder / 'adapter_config.json'}",
-            expected="the folder of a PEFT LoRA",
-        )
+    _check(folder, run, output)
     (source,) = find_sources([str(folder)], None)
     domain = name or source.name
     target: Path | Workspace = (output or Path("adapters")) / domain
@@ -82,4 +74,18 @@ def import_(
     if run is not None:
         typer.echo(
             f"Name {done.name} in the run's crma.yaml, with data to measure it on; crma run goes on from it."
+        )
+
+
+def _check(folder: Path, run: Path | None, output: Path | None) -> None:
+    from constrained_adapters.errors import UsageError
+    from constrained_adapters.export.sources import are_folders
+
+    if run is not None and output is not None:
+        raise UsageError("either a run or a folder", got="--run and --output", hint="one of them")
+    if not are_folders([str(folder)]):
+        raise UsageError(
+            "there is no adapter to import",
+            got=f"no {folder / 'adapter_config.json'}",
+            expected="the folder of a PEFT LoRA",
         )
