@@ -146,7 +146,9 @@ def command(tmp_path, tiny_llama, tiny_tokenizer):
 
     def run(*arguments: str):
         sizes = [f"--set={name}={value}" for name, value in SMALL.items()]
-        return CliRunner().invoke(app, ["diagnose", *arguments, "--base", str(tmp_path / "base"), *sizes])
+        names_its_base = "--run" in arguments or arguments[:1] == (str(tmp_path / "crma.yaml"),)
+        base = [] if names_its_base else ["--base", str(tmp_path / "base")]
+        return CliRunner().invoke(app, ["diagnose", *arguments, *base, *sizes])
 
     return run
 
