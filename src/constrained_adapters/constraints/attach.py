@@ -28,7 +28,8 @@ class Attachment:
     """A constraint in force until :meth:`remove`.
 
     Several can be in force at once. Those that project act after those that add to the gradient, whichever
-    was attached first; of one kind the earlier acts first.
+    was attached first; of one kind the earlier acts first. Where a closure computes the gradients within the
+    step, they are bound after each evaluation.
 
     A gradient that is not finite stops the run before the step; a step that makes a weight not finite
     is taken back and stops the run too. Both errors name domain, step and parameter. What is taken
@@ -89,16 +90,35 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
 
-    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         self._moving = None
         parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
         if not self.binds(parameters) or _overflowed(optimizer):
-            return
-        _unscale(optimizer, parameters)
+            return None
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            _unscale(optimizer, parameters)
+            self._last_good.take([p for p in parameters if p.grad is not None])
+            self._bind_gradients(parameters)
+            return None
+
+        # The gradients are made within the step, by some optimizers several times.
+        def bound_closure() -> Any:
+            loss = closure()
+            self._bind_gradients(parameters)
+            return loss
+
+        self._last_good.take([p for p in parameters if p.requires_grad])
+        if len(args) > 1:
+            return (args[0], bound_closure, *args[2:]), kwargs
+        return args, {**kwargs, "closure": bound_closure}
+
+    def _bind_gradients(self, parameters: list[nn.Parameter]) -> None:
         moving = [p for p in parameters if p.grad is not None]
         gradients = [p.grad for p in moving if p.grad is not None]
         broken = first_not_finite(gradients)
         if broken is not None:
+            self._last_good.put_back()  # where a closure had moved them already
             raise TrainingError(
                 f"the gradient of domain {self._domain!r} is not finite at step {self._num_steps + 1}",
                 got=self._describe(moving[broken], gradients[broken], parameters)
@@ -106,7 +126,6 @@ class Attachment:
                 hint="lower the learning rate, or look for broken examples near this step",
             )
         self._moving = moving
-        self._last_good.take(moving)
         self.constraint.before_step()
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -252,6 +252,57 @@ def test_a_penalty_weighs_the_same_beside_scaled_gradients(force, fused, clipped
     assert not hasattr(optimizer, "grad_scale")
 
 
+@pytest.mark.parametrize("way", ["positional", "keyword"])
+@pytest.mark.parametrize("optimizer_class", [SGD, AdamW])
+def test_a_gradient_that_a_closure_makes_is_bound(force, optimizer_class, way):
+    """Before the step there is none, or that of the step before."""
+    found = []
+    for by_closure in (False, True):
+        p = nn.Parameter(torch.tensor([3.0, 1.0]))
+        attachment = force(EWCConstraint({"p": p}, {"p": torch.ones(2)}, {"p": torch.zeros(2)}, 0.0, 1.0))
+        optimizer = optimizer_class([p], lr=0.1)
+
+        def backward(p=p, optimizer=optimizer) -> float:
+            optimizer.zero_grad()
+            loss = (p * torch.tensor([2.0, -1.0])).sum()
+            loss.backward()
+            return float(loss.detach())
+
+        for _ in range(3):
+            if not by_closure:
+                backward()
+                optimizer.step()
+            elif way == "positional":
+                assert optimizer.step(backward) is not None
+            else:
+                assert optimizer.step(closure=backward) is not None
+        attachment.remove()
+        found.append(p.detach())
+    assert torch.equal(*found)
+
+
+def test_lbfgs_is_bound_and_what_breaks_within_its_step_is_taken_back(make_pairs, force):
+    pairs = make_pairs()
+    force(subspace(pairs))
+    optimizer, count = torch.optim.LBFGS(parameters(pairs), lr=0.1, max_iter=4), [0]
+
+    def closure() -> torch.Tensor:
+        count[0] += 1
+        optimizer.zero_grad()
+        loss = sum(((p - 1.0) ** 2).sum() for p in parameters(pairs))
+        (loss * (float("nan") if count[0] == 7 else 1.0)).backward()
+        return loss
+
+    optimizer.step(closure)
+    assert count[0] > 1 and leak(pairs) < 1e-5
+    before = [p.detach().clone() for p in parameters(pairs)]
+    count[0] = 5
+    with pytest.raises(TrainingError, match="the gradient of domain 'law' is not finite at step 2"):
+        optimizer.step(closure)
+    assert count[0] == 7
+    assert all(torch.equal(p, was) for p, was in zip(parameters(pairs), before, strict=True))
+
+
 def test_a_step_without_any_gradient_does_nothing(make_pairs, force):
     pairs = make_pairs()
     force(subspace(pairs))

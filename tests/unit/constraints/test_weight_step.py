@@ -52,6 +52,28 @@ def test_protected_inputs_get_the_same_output_after_any_steps(optimizer_class, t
     assert constraint.parameters[0] is bound
 
 
+@pytest.mark.parametrize("optimizer_class", [SGD, AdamW])
+def test_a_step_whose_closure_makes_the_gradient_is_projected(optimizer_class):
+    bound, basis = weight(7, 12), orthonormal(12, 4)
+    start = bound.detach().clone()
+    attachment = attach(WeightStepConstraint({"w": bound}, {"w": basis}), domain="law")
+    optimizer = optimizer_class([bound], lr=0.05)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = ((bound - 1.0) ** 2).sum()
+        loss.backward()
+        return loss
+
+    for _ in range(2):
+        optimizer.step(closure)
+        optimizer.zero_grad()
+    attachment.remove()
+    step = bound.detach() - start
+    assert float(step.norm()) > 0.1
+    assert float((step @ basis).norm()) < 1e-5
+
+
 @given(rank=st.integers(1, 5), width=st.integers(6, 16), seed=st.integers(0, 50))
 def test_one_sgd_step_is_the_projected_gradient_step(rank, width, seed):
     """Brute force in float64: plain gradient descent with G(I - UU^T)."""
