@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,8 +29,8 @@ class Attachment:
     """A constraint in force until :meth:`remove`.
 
     Several can be in force at once. Those that project act after those that add to the gradient, whichever
-    was attached first; of one kind the earlier acts first. Where a closure computes the gradients within the
-    step, they are bound after each evaluation.
+    was attached first; of one kind the earlier acts first. A gradient is bound once, in the step of the
+    optimizer that holds its parameter; where a closure computes it within the step, after each evaluation.
 
     A gradient that is not finite stops the run before the step; a step that makes a weight not finite
     is taken back and stops the run too. Both errors name domain, step and parameter. What is taken
@@ -54,7 +55,8 @@ class Attachment:
     ) -> None:
         self.constraint = constraint
         self._domain, self._on_step, self._num_steps = domain, on_step, 0
-        self._bound_ids = {id(p) for p in constraint.parameters}
+        self._bound = list(constraint.parameters)
+        self._bound_ids = {id(p) for p in self._bound}
         self._moving: list[nn.Parameter] | None = None
         self._last_good = LastGood()
         self._number = next(_numbers)
@@ -126,7 +128,9 @@ class Attachment:
                 hint="lower the learning rate, or look for broken examples near this step",
             )
         self._moving = moving
-        self.constraint.before_step()
+        stepped = {id(p) for p in parameters}
+        with _without_gradients([p for p in self._bound if id(p) not in stepped]):
+            self.constraint.before_step()
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self._moving is None:
@@ -159,6 +163,19 @@ class Attachment:
         name = next((name for name, p in named if p is parameter), f"the optimizer's parameter {number}")
         count = int((~torch.isfinite(values)).sum())
         return f"{count} of {values.numel()} values of {name}, shape {tuple(values.shape)}"
+
+
+@contextmanager
+def _without_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Set aside the gradients of parameters that another optimizer steps, which binds them then."""
+    kept = [(p, p.grad) for p in parameters if p.grad is not None]
+    for p, _ in kept:
+        p.grad = None
+    try:
+        yield
+    finally:
+        for p, gradient in kept:
+            p.grad = gradient
 
 
 def _overflowed(optimizer: Optimizer) -> bool:

@@ -303,6 +303,22 @@ def test_lbfgs_is_bound_and_what_breaks_within_its_step_is_taken_back(make_pairs
     assert all(torch.equal(p, was) for p, was in zip(parameters(pairs), before, strict=True))
 
 
+def test_of_two_optimizers_each_binds_its_own_parameters(force):
+    """A penalty must not be added once more to what another optimizer is still to step."""
+    ps = [nn.Parameter(torch.tensor([3.0, 1.0])), nn.Parameter(torch.tensor([2.0]))]
+    weights = dict(zip("ab", ps, strict=True))
+    ones = {name: torch.ones_like(p) for name, p in weights.items()}
+    zeros = {name: torch.zeros_like(p) for name, p in weights.items()}
+    force(EWCConstraint(weights, ones, zeros, 0.0, 1.0))
+    for p in ps:
+        p.grad = torch.ones_like(p)
+    for p in ps:
+        SGD([p], lr=0.1).step()
+    assert ps[0].tolist() == pytest.approx([3.0 - 0.1 * 4.0, 1.0 - 0.1 * 2.0])
+    assert ps[1].tolist() == pytest.approx([2.0 - 0.1 * 3.0])
+    assert ps[1].grad.tolist() == [3.0]
+
+
 def test_a_step_without_any_gradient_does_nothing(make_pairs, force):
     pairs = make_pairs()
     force(subspace(pairs))
