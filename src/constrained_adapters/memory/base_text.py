@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from constrained_adapters.models.modes import evaluating
+
 
 @torch.no_grad()
 def write_base_text(
@@ -15,7 +17,8 @@ def write_base_text(
     """Sample texts from the start token at temperature 1, so they follow the model's own distribution.
 
     Args:
-        model: A causal LM with ``generate``; adapters must be off.
+        model: A causal LM with ``generate``; adapters must be off. Its modules' training modes are left as
+            they were.
         num_texts: How many texts.
         length_tokens: Length at which a text ends, if the model has not ended it.
         seed: Of the sampling; the global random state is left as it was.
@@ -28,10 +31,8 @@ def write_base_text(
     start = _start_token(model)
     device = model.get_input_embeddings().weight.device
     ids = torch.full((num_texts, 1), start, device=device)
-    training = model.training
-    model.eval()
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with evaluating(model), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         written = model.generate(
             input_ids=ids,
@@ -44,7 +45,6 @@ def write_base_text(
             max_new_tokens=length_tokens,
             pad_token_id=start,
         )
-    model.train(training)
     ends = _end_tokens(model)
     return [_row(text.cpu(), ends) for text in written]
 

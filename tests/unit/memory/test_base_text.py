@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from constrained_adapters.memory.base_text import write_base_text
@@ -44,3 +45,19 @@ def test_tokens_follow_the_model_at_temperature_one(tiny_llama):
     counts = torch.bincount(torch.stack([ids[1] for ids, _ in rows]).long(), minlength=len(probs)) / 4000
     noise = float((1 - probs.square().sum()).sqrt() / 4000**0.5)
     assert float((counts - probs).norm()) < 1.3 * noise
+
+
+def test_each_module_stays_in_its_mode_even_where_it_is_interrupted(tiny_llama, monkeypatch):
+    tiny_llama.train()
+    tiny_llama.model.layers[0].eval()
+    modes = [module.training for module in tiny_llama.modules()]
+    write_base_text(tiny_llama, num_texts=2, length_tokens=2, seed=0)
+    assert [module.training for module in tiny_llama.modules()] == modes
+
+    def interrupted(**options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tiny_llama, "generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_base_text(tiny_llama, num_texts=2, length_tokens=2, seed=0)
+    assert [module.training for module in tiny_llama.modules()] == modes
