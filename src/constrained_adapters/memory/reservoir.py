@@ -31,9 +31,13 @@ class Reservoir:
         return len(self._rows)
 
     def offer(self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None) -> None:
-        """Show a batch: tensors of shape (b, s); padding is dropped by ``attention_mask``."""
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        for ids, label, keep in zip(input_ids.cpu(), labels.cpu(), mask.bool().cpu(), strict=True):
+        """Show a batch: tensors of shape (b, s); padding is dropped by ``attention_mask``.
+
+        A mask of another shape, (b, 1, s, s), says who sees whom: it does not tell padding.
+        """
+        if attention_mask is None or attention_mask.shape != input_ids.shape:
+            attention_mask = torch.ones_like(input_ids)
+        for ids, label, keep in zip(input_ids.cpu(), labels.cpu(), attention_mask.bool().cpu(), strict=True):
             self.num_seen += 1
             row = (ids[keep].to(torch.int32), label[keep].to(torch.int32))
             if len(self._rows) < self.capacity:

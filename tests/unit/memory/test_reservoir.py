@@ -69,3 +69,10 @@ def test_rows_pad_back_to_a_batch_that_offers_the_same_rows():
     reservoir.offer(**batch)
     for (ids, labels), (expected_ids, expected_labels) in zip(reservoir.rows, rows, strict=True):
         assert ids.tolist() == expected_ids.tolist() and labels.tolist() == expected_labels.tolist()
+
+
+def test_a_mask_of_who_sees_whom_tells_no_padding():
+    ids = torch.tensor([[5, 6, 7], [8, 9, 4]])
+    reservoir = Reservoir(4)
+    reservoir.offer(ids, ids, torch.ones(2, 1, 3, 3).tril())
+    assert [row.tolist() for row, _ in reservoir.rows] == ids.tolist()
