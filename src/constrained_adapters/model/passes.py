@@ -173,9 +173,11 @@ class AdapterPasses(PeftModelForCausalLM):
             if not self._wrapped or self._acting.all_covered:
                 yield
                 return
-            with super().disable_adapter():
-                yield
-            self._apply_layers()  # PEFT leaves every active adapter trainable, frozen ones too
+            try:
+                with super().disable_adapter():
+                    yield
+            finally:
+                self._apply_layers()  # PEFT leaves every active adapter trainable, frozen ones too
 
     @contextmanager
     def base_only(self) -> Iterator[None]:

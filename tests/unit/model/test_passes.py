@@ -297,3 +297,11 @@ def test_an_adapter_that_replaces_parts_of_the_base_is_refused(base_folder, tmp_
     stock(base_folder, tmp_path / "theirs", target_modules=["q_proj"], modules_to_save=["lm_head"])
     with pytest.raises(ModelError, match="'theirs' replaces parts of the base"):
         CRMAModel.from_pretrained(base_folder, adapters=[tmp_path / "theirs"])
+
+
+def test_frozen_adapters_stay_frozen_after_an_error_without_them(base_folder, tmp_path):
+    stock(base_folder, tmp_path / "theirs", target_modules=["q_proj", "embed_tokens"])
+    model = CRMAModel.from_pretrained(base_folder, adapters=[tmp_path / "theirs"])
+    with pytest.raises(KeyboardInterrupt), model.base_only():
+        raise KeyboardInterrupt
+    assert not [name for name, p in model.named_parameters() if p.requires_grad]
