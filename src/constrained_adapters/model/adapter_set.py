@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from constrained_adapters.adapters.acting import ActingAdapters
-from constrained_adapters.adapters.lora import lora_config, lora_layers, start_small
+from constrained_adapters.adapters.lora import adapter_pairs, lora_config, lora_layers, start_small
 from constrained_adapters.config.crma import Auto, CRMAConfig
 from constrained_adapters.config.names import check_domain_name
 from constrained_adapters.errors import AdapterStateError, ConfigError, ModelError, UnknownNameError
@@ -158,7 +158,10 @@ class AdapterSet(AdapterPasses):
 
     def freeze_adapter(self, adapter_name: str) -> None:
         """Fix an adapter for ever: its weights stay bit-identical whatever is trained later."""
-        self._state(adapter_name).frozen = True
+        name = self._known(adapter_name)
+        self._states[name].frozen = True
+        for pair in adapter_pairs(self, name):  # else an optimizer that still holds them moves them on
+            pair.a.grad = pair.b.grad = None
         self._apply_active()
 
     def delete_adapter(self, adapter_name: str) -> None:

@@ -167,3 +167,29 @@ def test_a_memory_does_not_depend_on_the_batch_size_and_leaves_no_trace(make_mod
         torch.testing.assert_close(
             kinds["energy"].dense(), many.inputs[key]["energy"].dense(), rtol=0.02, atol=1e-3
         )
+
+
+def test_a_frozen_adapter_stays_where_an_optimizer_still_holds_it(make_model, rows, weights_of):
+    """Gradients that are zeroed but not dropped let momentum and weight decay go on."""
+    model = make_model()
+    model.create_adapter("law")
+    model.set_active_adapter("law")
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+
+    def step(domain: int) -> None:
+        model.train()
+        optimizer.zero_grad(set_to_none=False)
+        ids = torch.tensor([row["input_ids"] for row in rows(domain)])
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+
+    step(0)
+    model.freeze_adapter("law")
+    frozen = weights_of(model, "law")
+    model.create_adapter("medicine")
+    model.set_active_adapter("medicine")
+    optimizer.add_param_group({"params": [p for p in model.parameters() if p.requires_grad]})
+    start = weights_of(model, "medicine")
+    step(1)
+    assert all(torch.equal(value, frozen[key]) for key, value in weights_of(model, "law").items())
+    assert not any(torch.equal(value, start[key]) for key, value in weights_of(model, "medicine").items())
