@@ -89,13 +89,25 @@ class ConstrainedSet(AdapterSet, ABC):
         update = {"constraint_strength": strength, "penalty_weight": factor * self.crma_config.penalty_weight}
         return self.crma_config.model_copy(update=update)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the hooks on optimizers: a copy gets its own when it is first trained."""
+        return {**self.__dict__, "_attachment": None}
+
+    def _is_to_be_bound(self) -> bool:
+        return self._constrained and bool(self._trainable()) and self.crma_config.effective_strength > 0.0
+
+    def _sample_rows(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._attachment is None and self._is_to_be_bound():
+            self._active_changed()  # a copy, or what was tried before was refused or interrupted
+        super()._sample_rows(args, kwargs)
+
     def _active_changed(self) -> None:
         if self._attachment is not None:
             self._attachment.remove()
             self._attachment = None
-        trainable = self._trainable()
-        if not (self._constrained and trainable and self.crma_config.effective_strength > 0.0):
+        if not self._is_to_be_bound():
             return
+        trainable = self._trainable()
         memories = self._memories_for(trainable)
         pairs = [pair for name in trainable for pair in adapter_pairs(self, name)]
         config = self._config_in_force(trainable)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -167,6 +169,22 @@ def test_a_memory_does_not_depend_on_the_batch_size_and_leaves_no_trace(make_mod
         torch.testing.assert_close(
             kinds["energy"].dense(), many.inputs[key]["energy"].dense(), rtol=0.02, atol=1e-3
         )
+
+
+def test_a_copy_is_bound_by_itself(make_model, rows, train, finish):
+    model = make_model()
+    finish(model, "law", rows(0))
+    memory = model.gradient_memory("law")
+    model.create_adapter("medicine")
+    model.set_active_adapter("medicine")
+    model.enable_constrained_training(True)
+    other = copy.deepcopy(model)
+    for each in (model, other):
+        train(each, rows(1))
+        assert largest_inside(each, "medicine", memory) < 1e-5
+    other.enable_constrained_training(False)
+    train(model, rows(1))
+    assert largest_inside(model, "medicine", memory) < 1e-5
 
 
 def test_a_frozen_adapter_stays_where_an_optimizer_still_holds_it(make_model, rows, weights_of):

@@ -193,3 +193,22 @@ def test_a_memory_that_is_not_finite_is_not_loaded(make_model, rows, finish, tmp
     ):
         model.load_memory(path)
     assert json.loads(facts["constrained_adapters"])["domain"] == "law"
+
+
+def test_training_on_after_a_refusal_is_refused_too(make_model, rows, train, weights_of):
+    """Else what follows an error that was passed over would be trained without any constraint."""
+    model = in_training(make_model())
+    train(model, rows(0), max_steps=1)
+    model.freeze_adapter("law")
+    in_training(model, "medicine")
+    with pytest.warns(UserWarning, match="'law' has no gradient memory"):
+        model.enable_constrained_training(True)
+    wanted = "'law' has no gradient memory, so nothing would protect it"
+    with pytest.raises(AdapterStateError, match=wanted):
+        model.set_active_adapters(["law", "medicine"])
+    start = weights_of(model, "medicine")
+    with pytest.raises(AdapterStateError, match=wanted):
+        train(model, rows(1), max_steps=1)
+    assert all(torch.equal(value, start[key]) for key, value in weights_of(model, "medicine").items())
+    model.enable_constrained_training(False)
+    train(model, rows(1), max_steps=1)
