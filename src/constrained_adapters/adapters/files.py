@@ -54,7 +54,7 @@ def read_adapter_config(folder: Path) -> PeftConfig:
             got=f"{folder}: {there}",
             expected=f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}",
         )
-    _read_json(folder / CONFIG_FILE)
+    read_json(folder / CONFIG_FILE)
     config: PeftConfig = PeftConfig.from_pretrained(str(folder))
     if str(config.peft_type) not in {"LORA", "PeftType.LORA"}:
         raise ModelError(
@@ -70,10 +70,15 @@ def read_facts(folder: Path) -> dict[str, Any]:
         DataError: The file is damaged.
     """
     path = folder / FACTS_FILE
-    return _read_json(path) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file.
+
+    Raises:
+        DataError: The file is damaged.
+    """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, final
 
-from constrained_adapters.adapters.files import read_adapter_config, read_facts, write_adapter
+from constrained_adapters.adapters.files import (
+    read_adapter_config,
+    read_facts,
+    read_json,
+    write_adapter,
+)
 from constrained_adapters.config.crma import CRMAConfig
 from constrained_adapters.config.run import BaseConfig
 from constrained_adapters.errors import AdapterStateError, ModelError
-from constrained_adapters.memory.kfac import KFACMemory
 from constrained_adapters.memory.reservoir import Reservoir
 from constrained_adapters.model.auto import Chosen
 from constrained_adapters.model.constrained import MEMORY_FILE, ConstrainedSet
@@ -84,12 +87,12 @@ class CRMAModel(ConstrainedSet):
 
     @classmethod
     def _load_set(cls, folder: Path) -> Self:
-        facts = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
+        facts = read_json(folder / MODEL_FILE)
         model = cls.from_pretrained(CRMAConfig(**facts["config"]))
         for name in facts["adapters"]:
             model.load_adapter(folder / name, name)
         if (folder / MEMORY_FILE).is_file():
-            model.base_memory = KFACMemory.load(folder / MEMORY_FILE)
+            model.base_memory = model.load_memory(folder / MEMORY_FILE)
         if facts["active"]:
             model.set_active_adapters(facts["active"])
             model.set_adapter_weights({name: facts["weights"][name] for name in facts["active"]})
@@ -132,6 +135,8 @@ class CRMAModel(ConstrainedSet):
         """
         folder = Path(model_id)
         if adapter_name in self._states:  # a Trainer that resumes puts its checkpoint's weights back
+            self._check_fingerprint(read_facts(folder).get("base_fingerprint"), folder)
+            self._acting.release()
             return super().load_adapter(str(folder), adapter_name, is_trainable=is_trainable, **kwargs)
         config, facts = read_adapter_config(folder), read_facts(folder)
         self._check_fingerprint(facts.get("base_fingerprint"), folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from constrained_adapters import CRMAConfig, CRMAModel
+from constrained_adapters.adapters.lora import adapter_pairs
 from constrained_adapters.errors import AdapterStateError, DataError, ModelError
+from constrained_adapters.model.constrained import MEMORY_FILE
+from constrained_adapters.model.crma import MODEL_FILE
 
 
 @pytest.fixture
@@ -188,3 +192,40 @@ def test_a_damaged_memory_is_told(two, base_folder, tmp_path):
     Path(tmp_path / "a" / "gradient_memory.safetensors").write_bytes(b"torn")
     with pytest.raises(WorkspaceError, match="gradient memory cannot be read"):
         CRMAModel.from_pretrained(str(base_folder), adapters=[tmp_path / "a"])
+
+
+def test_the_base_s_memory_of_a_set_must_be_of_this_base(two, tmp_path):
+    model = two()
+    model.base_memory = model.make_base_memory(num_texts=4, length_tokens=8)
+    model.save_pretrained(tmp_path / "set")
+    other = replace(model.base_memory, base_fingerprint="0" * 64)
+    (tmp_path / "set" / MEMORY_FILE).write_bytes(other.to_bytes())
+    with pytest.raises(ModelError, match=f"base fingerprint {'0' * 64}(?s:.*){model.base_fingerprint}"):
+        CRMAModel.from_pretrained(str(tmp_path / "set"))
+    (tmp_path / "set" / MODEL_FILE).write_text("{")
+    with pytest.raises(DataError, match=r"damaged\n.*crma_model.json"):
+        CRMAModel.from_pretrained(str(tmp_path / "set"))
+
+
+def test_an_adapter_loaded_again_acts_as_it_is_now_and_must_be_of_this_base(make_model, tmp_path, logits):
+    model = make_model()
+    last = list(model._targets)[-1]
+    model.create_adapter("law", layers=[last])
+    model.create_adapter("wide")
+    for pair in (*adapter_pairs(model, "law"), *adapter_pairs(model, "wide")):
+        torch.nn.init.normal_(pair.b, std=0.3)
+    model.save_adapter(tmp_path / "law", "law")
+    for name in model.adapter_names:
+        model.freeze_adapter(name)
+    model.set_active_adapters(["wide", "law"])
+    wanted = logits(model)
+    with torch.no_grad():
+        next(iter(adapter_pairs(model, "law"))).b.zero_()
+    model.set_active_adapters(["wide", "law"])
+    assert not torch.equal(logits(model), wanted)
+    model.load_adapter(tmp_path / "law", "law")
+    assert torch.equal(logits(model), wanted)
+    facts = json.loads((tmp_path / "law" / "crma.json").read_text())
+    (tmp_path / "law" / "crma.json").write_text(json.dumps({**facts, "base_fingerprint": "0" * 64}))
+    with pytest.raises(ModelError, match="another base model"):
+        model.load_adapter(tmp_path / "law", "law")
