@@ -20,6 +20,7 @@ from constrained_adapters.memory.reservoir import Reservoir
 from constrained_adapters.model.auto import Chosen
 from constrained_adapters.model.constrained import MEMORY_FILE, ConstrainedSet
 from constrained_adapters.model.passes import AdapterState
+from constrained_adapters.models.fingerprint import fingerprint_model
 from constrained_adapters.models.load import LoadedBase, load_base
 from constrained_adapters.workspace import atomic_write_bytes, atomic_write_json
 
@@ -206,6 +207,9 @@ class CRMAModel(ConstrainedSet):
         self._active = []
         self._active_changed()
         self._unwrap(merged)
+        # The merged model is another base: what was known of the old one does not hold for it.
+        self.base_memory = None
+        self.base_fingerprint = self.base_fingerprint and fingerprint_model(merged)
         return merged
 
 

@@ -17,6 +17,7 @@ from constrained_adapters.adapters.lora import adapter_pairs
 from constrained_adapters.errors import AdapterStateError, DataError, ModelError
 from constrained_adapters.model.constrained import MEMORY_FILE
 from constrained_adapters.model.crma import MODEL_FILE
+from constrained_adapters.models.fingerprint import fingerprint_model
 
 
 @pytest.fixture
@@ -205,6 +206,19 @@ def test_the_base_s_memory_of_a_set_must_be_of_this_base(two, tmp_path):
     (tmp_path / "set" / MODEL_FILE).write_text("{")
     with pytest.raises(DataError, match=r"damaged\n.*crma_model.json"):
         CRMAModel.from_pretrained(str(tmp_path / "set"))
+
+
+def test_a_merged_model_is_another_base(two, make_model, tmp_path):
+    model, fresh = two(), make_model()
+    model.base_memory = model.make_base_memory(num_texts=4, length_tokens=8)
+    model.set_active_adapter("数学")
+    merged = model.merge_and_unload()
+    assert model.base_fingerprint == fingerprint_model(merged) != fresh.base_fingerprint
+    assert model.base_memory is None
+    model.create_adapter("history")
+    model.save_adapter(tmp_path / "history", "history")
+    with pytest.raises(ModelError, match="another base model"):
+        fresh.load_adapter(tmp_path / "history")
 
 
 def test_an_adapter_loaded_again_acts_as_it_is_now_and_must_be_of_this_base(make_model, tmp_path, logits):
