@@ -101,13 +101,13 @@ class Attachment:
         if closure is None:
             _unscale(optimizer, parameters)
             self._last_good.take([p for p in parameters if p.grad is not None])
-            self._bind_gradients(parameters)
+            self._bind_gradients(optimizer, parameters)
             return None
 
         # The gradients are made within the step, by some optimizers several times.
         def bound_closure() -> Any:
             loss = closure()
-            self._bind_gradients(parameters)
+            self._bind_gradients(optimizer, parameters)
             return loss
 
         self._last_good.take([p for p in parameters if p.requires_grad])
@@ -115,14 +115,15 @@ class Attachment:
             return (args[0], bound_closure, *args[2:]), kwargs
         return args, {**kwargs, "closure": bound_closure}
 
-    def _bind_gradients(self, parameters: list[nn.Parameter]) -> None:
+    def _bind_gradients(self, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
         moving = [p for p in parameters if p.grad is not None]
         gradients = [p.grad for p in moving if p.grad is not None]
         broken = first_not_finite(gradients)
         if broken is not None:
             self._last_good.put_back()  # where a closure had moved them already
+            step = (_num_steps_of(optimizer) or self._num_steps) + 1
             raise TrainingError(
-                f"the gradient of domain {self._domain!r} is not finite at step {self._num_steps + 1}",
+                f"the gradient of domain {self._domain!r} is not finite at step {step}",
                 got=self._describe(moving[broken], gradients[broken], parameters)
                 + ("; clipping gradients spreads one broken value to all" if len(moving) > 1 else ""),
                 hint="lower the learning rate, or look for broken examples near this step",
@@ -148,8 +149,9 @@ class Attachment:
                 )
             else:
                 hint = "go on from the last checkpoint with a lower rate: the weights were too large to copy"
+            step = _num_steps_of(optimizer) or self._num_steps
             raise TrainingError(
-                f"step {self._num_steps} of domain {self._domain!r} made a weight that is not finite",
+                f"step {step} of domain {self._domain!r} made a weight that is not finite",
                 got=what,
                 hint=hint,
             )
@@ -176,6 +178,11 @@ def _without_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     finally:
         for p, gradient in kept:
             p.grad = gradient
+
+
+def _num_steps_of(optimizer: Optimizer) -> int:
+    """The steps it counts, which a checkpoint holds; 0 where it counts none, as SGD."""
+    return int(max((state["step"] for state in optimizer.state.values() if "step" in state), default=0))
 
 
 def _overflowed(optimizer: Optimizer) -> bool:

@@ -169,6 +169,23 @@ def test_a_gradient_that_is_not_finite_stops_before_anything_changes(
     assert all(torch.equal(p, was) for p, was in zip(parameters(pairs), before, strict=True))
 
 
+def test_a_step_is_named_by_the_number_that_a_checkpoint_holds(make_pairs, set_gradients, force):
+    """A run that goes on, or whose constraint was made anew on its way, does not count from one."""
+    pairs = make_pairs()
+    optimizer = AdamW(parameters(pairs), lr=0.1)
+    for step in range(4):
+        set_gradients(pairs, step)
+        optimizer.step()
+    force(subspace(pairs))
+    parameters(pairs)[0].grad[0, 0] = float("nan")
+    with pytest.raises(TrainingError, match="the gradient of domain 'law' is not finite at step 5"):
+        optimizer.step()
+    set_gradients(pairs)
+    optimizer.state[parameters(pairs)[0]]["exp_avg"][0, 0] = float("inf")
+    with pytest.raises(TrainingError, match="step 5 of domain 'law' made a weight that is not finite"):
+        optimizer.step()
+
+
 @pytest.mark.parametrize("where", [0, 1], ids=["bound A", "free B"])
 def test_a_step_that_breaks_a_weight_is_taken_back(make_pairs, set_gradients, force, where):
     pairs, seen = make_pairs(), []
