@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
 
+from constrained_adapters.errors import TrainingError
 from constrained_adapters.models.modes import evaluating
 
 
@@ -26,6 +28,9 @@ def write_base_text(
     Returns:
         Rows of (token ids, labels), each of shape (s,); every token but the start carries loss.
 
+    Raises:
+        TrainingError: A logit is not a number, or is infinite.
+
     Cost: ``length_tokens`` decoding steps at batch ``num_texts``.
     """
     start = _start_token(model)
@@ -44,9 +49,23 @@ def write_base_text(
             repetition_penalty=1.0,
             max_new_tokens=length_tokens,
             pad_token_id=start,
+            logits_processor=LogitsProcessorList([_RefuseBroken()]),
         )
     ends = _end_tokens(model)
     return [_row(text.cpu(), ends) for text in written]
+
+
+class _RefuseBroken(LogitsProcessor):
+    """Stops before torch draws from what is no distribution, which on a GPU breaks the whole process."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not bool((scores < torch.inf).all()):  # a token that is ruled out may be at -inf
+            raise TrainingError(
+                "the base cannot write text: what it predicts is not finite",
+                got=f"logits of token {input_ids.shape[1] + 1}",
+                hint="look for broken weights; float16 overflows where bfloat16 does not",
+            )
+        return scores
 
 
 def _row(text: Tensor, ends: set[int]) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from constrained_adapters.errors import TrainingError
 from constrained_adapters.memory.base_text import write_base_text
 
 
@@ -61,3 +62,9 @@ def test_each_module_stays_in_its_mode_even_where_it_is_interrupted(tiny_llama, 
     with pytest.raises(KeyboardInterrupt):
         write_base_text(tiny_llama, num_texts=2, length_tokens=2, seed=0)
     assert [module.training for module in tiny_llama.modules()] == modes
+
+
+def test_a_broken_base_is_told_before_a_token_is_drawn(tiny_llama):
+    tiny_llama.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
+    with pytest.raises(TrainingError, match=r"cannot write text(?s:.*)logits of token 2"):
+        write_base_text(tiny_llama, num_texts=2, length_tokens=4, seed=0)
