@@ -43,6 +43,7 @@ class Attachment:
         on_step: Called after each bound step with the constraint's measurements.
         owner: The constraint comes off when this object is freed, such as the model whose steps it
             binds; ``on_step`` must not keep it alive. A module's parameter names are used in errors.
+        watched: Parameters whose steps are checked for broken numbers though the constraint leaves them free.
     """
 
     def __init__(
@@ -52,11 +53,12 @@ class Attachment:
         domain: str,
         on_step: Callable[[dict[str, Any]], None] | None = None,
         owner: object = None,
+        watched: Iterable[nn.Parameter] = (),
     ) -> None:
         self.constraint = constraint
         self._domain, self._on_step, self._num_steps = domain, on_step, 0
         self._bound = list(constraint.parameters)
-        self._bound_ids = {id(p) for p in self._bound}
+        self._bound_ids = {id(p) for p in (*self._bound, *watched)}
         self._moving: list[nn.Parameter] | None = None
         self._last_good = LastGood()
         self._number = next(_numbers)
@@ -211,9 +213,10 @@ def attach(
     domain: str,
     on_step: Callable[[dict[str, Any]], None] | None = None,
     owner: object = None,
+    watched: Iterable[nn.Parameter] = (),
 ) -> Attachment:
     """Put ``constraint`` in force for every optimizer that holds one of its parameters."""
-    return Attachment(constraint, domain=domain, on_step=on_step, owner=owner)
+    return Attachment(constraint, domain=domain, on_step=on_step, owner=owner, watched=watched)
 
 
 def strengthen(parameters: Iterable[nn.Parameter], factor: float) -> dict[str, float]:

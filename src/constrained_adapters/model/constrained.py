@@ -115,7 +115,11 @@ class ConstrainedSet(AdapterSet, ABC):
         constraint = make_constraint(pairs, self._layers(), memories, config, space)
         constraint.after_step()
         self._attachment = attach(
-            constraint, domain=", ".join(trainable), on_step=_note_in(weakref.ref(self)), owner=self
+            constraint,
+            domain=", ".join(trainable),
+            on_step=_note_in(weakref.ref(self)),
+            owner=self,
+            watched=[p for pair in pairs for p in (pair.a, pair.b)],
         )
 
     def _choose(self, name: str, wanted: int | Auto, rows: Rows | None, position: int) -> Chosen:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from constrained_adapters.adapters.lora import adapter_pairs, delta_weight
+from constrained_adapters.errors import TrainingError
 from constrained_adapters.memory.merge import merge_memories
 from constrained_adapters.memory.protected import ProtectedSpace
 
@@ -211,3 +212,16 @@ def test_a_frozen_adapter_stays_where_an_optimizer_still_holds_it(make_model, ro
     step(1)
     assert all(torch.equal(value, frozen[key]) for key, value in weights_of(model, "law").items())
     assert not any(torch.equal(value, start[key]) for key, value in weights_of(model, "medicine").items())
+
+
+def test_a_broken_gradient_of_the_first_domain_stops_too(make_model, rows, train, weights_of):
+    """No memory binds its steps yet."""
+    model = make_model()
+    model.create_adapter("law")
+    model.set_active_adapter("law")
+    model.enable_constrained_training(True)
+    start = weights_of(model, "law")
+    next(iter(adapter_pairs(model, "law"))).b.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(TrainingError, match=r"domain 'law' is not finite at step 1\n.*lora_B.law.weight"):
+        train(model, rows(0))
+    assert all(torch.equal(value, start[key]) for key, value in weights_of(model, "law").items())
