@@ -32,10 +32,10 @@ SHARED = "shared"
 PENALTY_WEIGHTS: dict[str, float] = {
     "crma": PENALTY_WEIGHT,
     "ewc": 100.0,
-    "ewc_lora": 100.0,
+    "ewc_lora": 1000.0,
     "olora": 0.5,
     "online_ewc": 100.0,
-    "online_ewc_lora": 100.0,
+    "online_ewc_lora": 1000.0,
 }
 """λ of each penalty where ``penalty_weight`` is left out."""
 

@@ -71,7 +71,7 @@ def test_examples_are_kept_for_replay_and_for_their_gradients():
 def test_of_a_lora_a_domain_the_product_is_what_old_gradients_are_of():
     assert answers("ogd").bounds == ("ogd_lora",) and answers("full + ogd").bounds == ("ogd",)
     assert answers("online_ewc + lora").bounds == ("online_ewc_lora",)
-    assert penalty_weights(MethodConfig(recipe="online_ewc + lora")) == {"online_ewc_lora": 100.0}
+    assert penalty_weights(MethodConfig(recipe="online_ewc + lora")) == {"online_ewc_lora": 1000.0}
 
 
 def test_bottlenecks_are_trained_on_or_a_set_a_domain():
@@ -134,12 +134,12 @@ def test_names_are_read_in_any_spacing_and_an_unknown_one_has_its_nearest():
 
 def test_each_penalty_has_a_weight_of_its_own():
     assert penalty_weights(MethodConfig(recipe="lora + ewc", penalty_weight=3.0)) == {"ewc_lora": 3.0}
-    assert penalty_weights(MethodConfig(recipe="olora + ewc")) == {"ewc_lora": 100.0, "olora": 0.5}
+    assert penalty_weights(MethodConfig(recipe="olora + ewc")) == {"ewc_lora": 1000.0, "olora": 0.5}
     given = MethodConfig(recipe="olora + ewc", penalty_weight={"ewc": 7.0})
     assert penalty_weights(given) == {"ewc_lora": 7.0, "olora": 0.5}
     assert penalty_weights(MethodConfig(recipe="lora")) == {}
     with pytest.raises(
-        ConfigError, match=r"one penalty_weight for 2 penalties(?s:.*)\{ewc_lora: 100, olora: 0.5\}"
+        ConfigError, match=r"one penalty_weight for 2 penalties(?s:.*)\{ewc_lora: 1000, olora: 0.5\}"
     ):
         find_recipe(MethodConfig(recipe="olora + ewc", penalty_weight=3.0))
     with pytest.raises(ConfigError, match="'olora' has no penalty 'ewc_lora'"):

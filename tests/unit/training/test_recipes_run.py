@@ -356,11 +356,11 @@ def test_two_penalties_are_seen_by_name_and_without_weight_are_not_there(tiny_ru
     result = tiny_run("lora", free, "olora + ewc_lora", names=DOMAINS[:2])
     assert matrices(result, 1) == matrices(result, 0) != matrices(result, 2)
     record = result.methods[2].records[1]
-    for name, weight in {"olora": 0.5, "ewc_lora": 100.0}.items():
+    for name, weight in {"olora": 0.5, "ewc_lora": 1000.0}.items():
         assert record.curves[f"{name}_penalty"].steps == [1, 2, 3, 4]
         assert record.constraint[f"{name}_penalty_weight"] == weight
     entries = [entry for entry in result.ledger if entry["method"] == "olora + ewc_lora"]
-    assert entries[1]["penalty_weight"] == {"ewc_lora": 100.0, "olora": 0.5}
+    assert entries[1]["penalty_weight"] == {"ewc_lora": 1000.0, "olora": 0.5}
 
 
 @pytest.mark.parametrize(
