@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from constrained_adapters.report.charts import Chart
+from constrained_adapters.report.charts import WIDTH, Chart
 from constrained_adapters.report.pareto import Point, pareto_chart
 
 if TYPE_CHECKING:
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 _VARIABLES = re.compile(r"^:root \{.*?^\}\n@media[^\n]*\{\n.*?^\}\n", re.MULTILINE | re.DOTALL)
 """The colours at the head of the report's style sheet, for light and dark."""
+
+FEW = 8
+"""Methods whose names find room in a figure of one column."""
 
 
 def pareto_figure(rows: Sequence[Row]) -> str | None:
@@ -37,7 +40,9 @@ def pareto_figure(rows: Sequence[Row]) -> str | None:
         x, y = row.estimates[key], row.estimates["drift_percent"]
         if x is not None and y is not None:
             points.append(Point(row.method, index, x.mean, y.mean, ranked=not row.reference))
-    chart = Chart("pareto", "Retention against plasticity", "drift in %; up and right is better", height=380)
+    width, height = (WIDTH, 380) if len(points) <= FEW else (2 * WIDTH, 540)
+    unit = "drift in %; up and right is better"
+    chart = Chart("pareto", "Retention against plasticity", unit, height=height, width=width)
     drawing = pareto_chart(chart, points, title)
     return None if drawing is None else _stand_alone(drawing.svg)
 

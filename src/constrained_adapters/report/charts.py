@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 340, 210
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vPXp"
 DASHES: list[tuple[int, tuple[float, ...]]] = [(0, ()), (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2))]
 COLUMN_UNITS = 7.0
 """About the width of one character at the size of the labels."""
@@ -46,6 +46,7 @@ class Chart:
         write: How a value of the vertical axis is written.
         zero_line: Draw a line at 0.
         limits: Fixed vertical limits.
+        height: In CSS pixels, as ``width``.
     """
 
     figure_id: str
@@ -55,6 +56,7 @@ class Chart:
     zero_line: bool = False
     limits: tuple[float, float] | None = None
     height: int = HEIGHT
+    width: int = WIDTH
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def new_axes(chart: Chart) -> tuple[Figure, Axes]:
     """Return an empty figure, one unit of it a CSS pixel, and its axes; call inside the drawing style."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH / 72, chart.height / 72), dpi=72)
+    figure = Figure(figsize=(chart.width / 72, chart.height / 72), dpi=72)
     return figure, figure.subplots()
 
 

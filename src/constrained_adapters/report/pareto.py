@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from constrained_adapters.report.charts import (
     COLUMN_UNITS,
     MARKERS,
+    WIDTH,
     Chart,
     Drawing,
     finish,
@@ -57,15 +58,14 @@ def pareto_chart(chart: Chart, points: Sequence[Point], x_title: str) -> Drawing
                 clip_on=False,
                 zorder=4,
             )
-        axes.margins(x=0.24, y=0.18)
+        axes.margins(x=0.24 * WIDTH / chart.width, y=0.18)
         axes.axhline(0, color=MUTED, linewidth=0.8, zorder=1)
+        _stretch_small_drifts(axes, points)
         axes.invert_yaxis()
         axes.get_xlim()  # settles the limits, on which the places of the labels depend
         axes.set_xlabel(f"{x_title} (%)  →")
         axes.tick_params(length=0)
-        axes.yaxis.set_major_formatter(lambda value, _: decimal(value, tick_digits(axes)))
         axes.locator_params(axis="x", nbins=5)
-        axes.locator_params(axis="y", nbins=6)
         set_margins(figure, axes)
         _place_labels(axes, points)
         described = "; ".join(
@@ -73,6 +73,22 @@ def pareto_chart(chart: Chart, points: Sequence[Point], x_title: str) -> Drawing
         )
         on_front = ", ".join(p.label for p in front)
         return finish(figure, chart, f"{described}. On the front: {on_front or 'none'}.")
+
+
+def _stretch_small_drifts(axes: Axes, points: Sequence[Point]) -> None:
+    """Give drifts of a few percent room beside one of hundreds: linear around 0, logarithmic beyond."""
+    drifts = [point.y for point in points]
+    if max(drifts) - min(drifts) <= _WIDE:
+        axes.locator_params(axis="y", nbins=6)
+        axes.yaxis.set_major_formatter(lambda value, _: decimal(value, tick_digits(axes)))
+        return
+    axes.set_yscale("symlog", linthresh=_LINEAR, linscale=0.7)
+    reach = max(abs(drift) for drift in drifts)
+    marks = [mark for mark in _MARKS if mark <= 1.5 * reach]
+    axes.set_ylim(min(-2.0, 1.5 * min(drifts)), max(2.0, 1.5 * max(drifts)))
+    axes.set_yticks([-mark for mark in marks if -mark >= 1.5 * min(drifts)] + [0.0, *marks])
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(lambda value, _: decimal(value, 0))
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
@@ -83,6 +99,11 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
             front.append(point)
     return front[::-1]
 
+
+_WIDE = 30.0
+"""Percent between the least and the largest drift from which the axis is stretched."""
+_LINEAR = 5.0
+_MARKS = [5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0]
 
 _PLACES: list[tuple[Literal["left", "center", "right"], float, float]] = [
     ("left", 11, -4),

@@ -1,5 +1,6 @@
 import itertools
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from constrained_adapters.report.charts import (
     smoothed,
     text_columns,
 )
-from constrained_adapters.report.pareto import Point, pareto_front
+from constrained_adapters.report.pareto import Point, pareto_chart, pareto_front
 
 finite = st.floats(-1e6, 1e6)
 
@@ -63,3 +64,18 @@ def test_many_domains_are_numbered_instead_of_named():
 
 def test_no_values_no_figure():
     assert sequence_chart(Chart("c", "Drift", "%"), [Line("a", 0, [], [])], ["a"], base=True) is None
+
+
+@pytest.mark.parametrize(
+    ("drifts", "ticks"),
+    [
+        ((0.5, 4.0), ["0", "2", "4"]),
+        ((0.5, 300.0), ["0", "5", "10", "20", "50", "100", "200"]),
+        ((-40.0, -2.0), ["−50", "−5", "0"]),
+    ],
+)
+def test_a_drift_of_a_few_percent_has_room_beside_one_of_hundreds(drifts, ticks):
+    points = [Point(f"method {i}", i, 20.0 + i, drift, ranked=True) for i, drift in enumerate(drifts)]
+    drawing = pareto_chart(Chart("p", "Retention", "%", height=380), points, "learned")
+    texts = re.findall(r"<text[^>]*>([^<]+)</text>", drawing.svg)
+    assert set(ticks) <= {*texts}
