@@ -180,6 +180,21 @@ def test_the_ledger_grows_and_keeps_what_it_does_not_know(tmp_path):
     assert "数学" in ledger.path.read_text(encoding="utf-8")
 
 
+def test_an_undone_domain_stands_no_longer_and_learnt_again_it_has_a_new_entry(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    for number, name in enumerate(["数学", "Право", "law"]):
+        ledger.append({"domain": name, "number": number})
+    ledger.append({"event": "rollback", "removed": ["Право", "law"]})
+    ledger.append({"event": "of a later version"})
+    assert list(ledger.standing()) == ["数学"]
+    ledger.append({"domain": "law", "number": 7})
+    ledger.append({"event": "remove", "removed": ["数学"]})
+    ledger.append({"domain": "Право", "number": 8})
+    assert {name: entry["number"] for name, entry in ledger.standing().items()} == {"law": 7, "Право": 8}
+    assert list(ledger.standing()) == ["law", "Право"]
+    assert len(ledger.entries()) == 8  # nothing is ever taken out of it
+
+
 def test_every_torn_last_line_is_ignored_and_repaired(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl")
     ledger.append({"domain": "数学"})

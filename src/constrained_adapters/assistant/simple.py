@@ -134,7 +134,7 @@ class SimpleDomainAdapter:
         examples, source = read_examples(name, data, max_examples=max_examples, seed=self._seed)
         fingerprint = fingerprint_examples(examples)
         home = self.workspace.adapter(name)
-        known = {entry.get("domain"): entry for entry in self.workspace.ledger.entries()}
+        known = self.workspace.ledger.standing()
         if name in self.domains:
             if known[name].get("data_fingerprint") != fingerprint:
                 raise AdapterStateError(

@@ -42,7 +42,7 @@ def domain_facts(source: Source, workspace: Workspace | None) -> dict[str, Domai
     """Read what is known of the domains of a source, and of those that it stands on."""
     if workspace is None:
         return {}
-    entries = {str(entry["domain"]): entry for entry in workspace.ledger.entries() if "domain" in entry}
+    entries = workspace.ledger.standing()
     rows = workspace.rows()
     last = workspace.read_evaluation(rows[-1])["scores"] if rows else {}
     wanted = dict.fromkeys([*(folder.name for folder in source.adapters), *source.domains])

@@ -125,7 +125,7 @@ def build_from_data(workspace: Workspace, vectors: Vectors, tell: Callable[[str]
     if not settings.is_file():
         raise WorkspaceError("the data of this run is not known", got=f"no {settings}")
     config = read_config(settings)
-    learnt = {str(entry.get("domain")): entry for entry in workspace.ledger.entries()}
+    learnt = workspace.ledger.standing()
     wanted = finished_domains(workspace)
     for number, named in enumerate(config.domains, start=1):
         if named.name not in wanted:

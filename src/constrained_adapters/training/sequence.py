@@ -243,25 +243,27 @@ class DomainSequence:
         what = "scoring the base" if row == 0 else f"scoring after domain {row}"
         self.observer.stage(self.method.name, None, what)
         begun = time.perf_counter()
+        # A row that is there lacks domains that were added since, or undone; what it has stays.
+        there = self.workspace.read_evaluation(row) if self.workspace.evaluation(row).is_file() else {}
         items: dict[str, ItemScores] = {}
         written: dict[str, list[str]] = {}
         for number, domain in enumerate(self.prepared.domains, start=1):
-            known = self._known_row(row, number)
-            kept_items = known.get("items", {}).get(domain.name) if known else None
+            known = self._known_row(row, number) or there
+            kept_items = known.get("items", {}).get(domain.name)
             items[domain.name] = ItemScores(**kept_items) if kept_items else self._score(row, number)
             if domain in sample_domains and self.config.evaluation.num_samples:
-                kept = known["samples"].get(domain.name) if known else None
+                kept = known.get("samples", {}).get(domain.name)
                 written[domain.name] = kept or self._write_samples(row, number)
         general: dict[str, Any] = {"general_nats": None}
         if self.prepared.general_texts:
-            general = self._known_row(row, 0) or self._general(row)
+            general = self._known_row(row, 0) or there or self._general(row)
         scores = {name: mean_scores(each) for name, each in items.items()}
         self.workspace.write_evaluation(
             row,
             scores,
             **{key: general[key] for key in ("general_nats", "general_items") if key in general},
             samples=written,
-            seconds=time.perf_counter() - begun,
+            seconds=time.perf_counter() - begun + there.get("seconds", 0.0),
             items={name: each.model_dump(exclude_defaults=True) for name, each in items.items()},
         )
         self.observer.row(self.method.name, row, scores)
@@ -311,7 +313,7 @@ class DomainSequence:
         return self.learner.module
 
     def _write_ledger(self, number: int, domain: Domain) -> None:
-        if any(entry.get("domain") == domain.name for entry in self.workspace.ledger.entries()):
+        if domain.name in self.workspace.ledger.standing():
             return
         home = self.workspace.adapter(domain.name)
         record = _training_facts(home)

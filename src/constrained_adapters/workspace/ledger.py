@@ -50,6 +50,22 @@ class Ledger:
         """
         return [json.loads(line) for line in self._content().splitlines()]
 
+    def standing(self) -> dict[str, dict[str, Any]]:
+        """The entry of each domain that is learnt, in the order in which they were learnt.
+
+        A later entry with the domain's name in its list ``removed`` takes it back: the domain was undone.
+
+        Raises:
+            WorkspaceError: A line before the last is damaged.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for entry in self.entries():
+            for name in entry.get("removed", ()):
+                found.pop(name, None)
+            if "domain" in entry:
+                found[str(entry["domain"])] = entry
+        return found
+
     def _content(self) -> bytes:
         """The file without a torn last line."""
         content = self.path.read_bytes() if self.path.exists() else b""
