@@ -26,7 +26,9 @@ from constrained_adapters.cli.failures import print_interrupted, set_debug, with
 from constrained_adapters.cli.import_ import import_
 from constrained_adapters.cli.init import init
 from constrained_adapters.cli.methods import methods
+from constrained_adapters.cli.remove import remove
 from constrained_adapters.cli.report import report
+from constrained_adapters.cli.rollback import rollback
 from constrained_adapters.cli.route import route
 from constrained_adapters.cli.run import run
 from constrained_adapters.cli.serve import serve
@@ -50,6 +52,8 @@ for _command in (
     assets,
     run,
     status,
+    rollback,
+    remove,
     route,
     ask,
     chat,

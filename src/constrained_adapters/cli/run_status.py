@@ -7,7 +7,7 @@ from pathlib import Path
 
 from constrained_adapters.config.yaml_file import read_config
 from constrained_adapters.errors import WorkspaceError
-from constrained_adapters.workspace import Workspace
+from constrained_adapters.workspace import Workspace, finished_domains
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class MethodStatus:
 
     Args:
         name: The method's name.
-        learnt: Domains that are trained, remembered and scored.
+        learnt: Domains that are trained and remembered, and were scored.
         state: ``done``, ``not begun``, or what is being or was last done.
         accuracy: Mean exact match on the domains learnt so far, 0 … 1.
         changed: Date of the last ledger entry.
@@ -69,20 +69,26 @@ def read_status(folder: Path) -> RunStatus:
 
 def _method_status(name: str, workspace: Workspace, domains: tuple[str, ...]) -> MethodStatus:
     rows = workspace.rows()
-    num_learnt = min(rows[-1], len(domains)) if rows else 0
+    num_scored = min(rows[-1], len(domains)) if rows else 0
+    # Where a domain was removed, those after it are learnt and are scored again by the next run.
+    finished = tuple(domain for domain in finished_domains(workspace) if domain in domains)
+    learnt = max(domains[:num_scored], finished, key=len)
     entries = workspace.ledger.entries()
     return MethodStatus(
         name=name,
-        learnt=domains[:num_learnt],
-        state=_state(workspace, domains, num_learnt),
-        accuracy=_accuracy(workspace, domains[:num_learnt]) if num_learnt else None,
+        learnt=learnt,
+        state=_state(workspace, domains, num_scored, len(learnt)),
+        accuracy=_accuracy(workspace, domains[:num_scored]) if num_scored else None,
         changed=str(entries[-1].get("date", "")) or None if entries else None,
     )
 
 
-def _state(workspace: Workspace, domains: tuple[str, ...], num_learnt: int) -> str:
-    if num_learnt == len(domains):
+def _state(workspace: Workspace, domains: tuple[str, ...], num_scored: int, num_learnt: int) -> str:
+    if num_scored == len(domains):
         return "done"
+    if num_scored < num_learnt and workspace.running_pid() is None:
+        return f"to be scored again from {domains[num_scored]} on"
+    num_learnt = num_scored
     step = max(
         (
             int(p.name.rpartition("-")[2])

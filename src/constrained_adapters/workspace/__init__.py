@@ -12,20 +12,26 @@ from constrained_adapters.workspace.atomic import (
     no_space_error,
     recover,
 )
-from constrained_adapters.workspace.finished import find_workspace, finished_domains
+from constrained_adapters.workspace.finished import find_workspace, find_workspaces, finished_domains
 from constrained_adapters.workspace.folder import Workspace, changed_settings
 from constrained_adapters.workspace.ledger import Ledger
+from constrained_adapters.workspace.undo import Undo, carry_out, interrupted, undo_of
 
 __all__ = [
     "Ledger",
+    "Undo",
     "Workspace",
     "atomic_directory",
     "atomic_write_bytes",
     "atomic_write_json",
     "atomic_write_text",
+    "carry_out",
     "changed_settings",
     "find_workspace",
+    "find_workspaces",
     "finished_domains",
+    "interrupted",
     "no_space_error",
     "recover",
+    "undo_of",
 ]

@@ -23,12 +23,38 @@ def find_workspace(path: str | Path, method: str | None = None) -> Workspace:
         WorkspaceError: There is no run here, or nothing says which of its methods is meant.
         UnknownNameError: The run has no such method.
     """
+    found = find_workspaces(path, method)
+    if len(found) == 1:
+        return found[0]
+    preferred = [each for each in found if PREFERRED in _recipe_names(each)]
+    if len(preferred) != 1:
+        names = [each.root.name for each in found]
+        raise WorkspaceError(
+            "the run holds several methods, and nothing says which one is meant",
+            got=f"{', '.join(names)} ({path})",
+            expected=f"one method, or one whose recipe is {PREFERRED!r}",
+            hint=f"--method {names[0]}",
+        )
+    return preferred[0]
+
+
+def find_workspaces(path: str | Path, method: str | None = None) -> list[Workspace]:
+    """Return the workspaces of all methods of a run, or of the one that is named; nothing is loaded.
+
+    Args:
+        path: As for :func:`find_workspace`.
+        method: As there; left out: all of them.
+
+    Raises:
+        WorkspaceError: There is no run here.
+        UnknownNameError: The run has no such method.
+    """
     folder = Path(path)
     own = Workspace(folder)
     if own.settings_file.is_file():
         if method is not None and method not in {folder.name, folder.resolve().name}:
             raise UnknownNameError.of("method", method, [folder.resolve().name], where=f"folder {folder}")
-        return own
+        return [own]
     found = {file.parent.name: Workspace(file.parent) for file in sorted(folder.glob("*/settings.json"))}
     if not found:
         begun = (folder / "crma.yaml").is_file()
@@ -38,21 +64,11 @@ def find_workspace(path: str | Path, method: str | None = None) -> Workspace:
             expected="the folder that 'crma run' wrote, or the folder of one of its methods",
             hint=f"crma run {folder / 'crma.yaml'}" if begun else "crma run crma.yaml, or --run DIR",
         )
-    if method is not None:
-        if method not in found:
-            raise UnknownNameError.of("method", method, found, where=f"run {folder}")
-        return found[method]
-    if len(found) == 1:
-        return next(iter(found.values()))
-    preferred = [each for each in found.values() if PREFERRED in _recipe_names(each)]
-    if len(preferred) != 1:
-        raise WorkspaceError(
-            "the run holds several methods, and nothing says which one is meant",
-            got=f"{', '.join(found)} ({folder})",
-            expected=f"one method, or one whose recipe is {PREFERRED!r}",
-            hint=f"--method {next(iter(found))}",
-        )
-    return preferred[0]
+    if method is None:
+        return list(found.values())
+    if method not in found:
+        raise UnknownNameError.of("method", method, found, where=f"run {folder}")
+    return [found[method]]
 
 
 def finished_domains(workspace: Workspace) -> tuple[str, ...]:
@@ -61,8 +77,7 @@ def finished_domains(workspace: Workspace) -> tuple[str, ...]:
     Raises:
         WorkspaceError: The ledger is damaged.
     """
-    names = [str(entry["domain"]) for entry in workspace.ledger.entries() if "domain" in entry]
-    return tuple(name for name in dict.fromkeys(names) if workspace.adapter(name).is_dir())
+    return tuple(name for name in workspace.ledger.standing() if workspace.adapter(name).is_dir())
 
 
 def _recipe_names(workspace: Workspace) -> list[str]:

@@ -16,6 +16,7 @@ from constrained_adapters.config.names import check_domain_name
 from constrained_adapters.errors import WorkspaceError
 from constrained_adapters.workspace.atomic import atomic_write_json, disk_errors, recover
 from constrained_adapters.workspace.ledger import Ledger
+from constrained_adapters.workspace.undo import UNDO_FILE, complete
 
 SCHEMA_VERSION = 1
 
@@ -73,7 +74,7 @@ class Workspace:
 
     @contextmanager
     def lock(self) -> Iterator[Workspace]:
-        """Keep other processes from writing here, and clear up what an interrupted one left.
+        """Keep other processes from writing here, and clear up or complete what an interrupted one left.
 
         The operating system frees the lock of a process that dies, however it dies.
 
@@ -95,6 +96,7 @@ class Workspace:
             atomic_write_json(self._holder_file, {"pid": os.getpid()})
             for folder in (self.root, *self._folders(), *(self.root / "checkpoints").glob("*/")):
                 recover(folder)
+            complete(self)
             yield self
         finally:
             self._holder_file.unlink(missing_ok=True)
@@ -148,7 +150,11 @@ class Workspace:
         """
         now = json.loads(json.dumps(settings))
         if self.check_settings(now, growing=growing) != now:
-            atomic_write_json(self.settings_file, {"schema_version": SCHEMA_VERSION, "settings": now})
+            self.replace_settings(now)
+
+    def replace_settings(self, settings: Mapping[str, Any]) -> None:
+        """Write settings over those that are known, unchecked."""
+        atomic_write_json(self.settings_file, {"schema_version": SCHEMA_VERSION, "settings": dict(settings)})
 
     def check_settings(
         self, settings: Mapping[str, Any], *, growing: tuple[str, ...] = ()
@@ -208,7 +214,7 @@ class Workspace:
         """Remove what a run wrote here, and nothing else; for ``--fresh``, under the lock."""
         for folder in (*self._folders(), self.root / "trackers"):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.ledger.path, self.base_file, self.settings_file):
+        for file in (self.ledger.path, self.base_file, self.settings_file, self.root / UNDO_FILE):
             file.unlink(missing_ok=True)
 
     def _folders(self) -> tuple[Path, ...]:
