@@ -20,9 +20,10 @@ def remove(
     method: MethodsMeant = None,
     yes: Yes = False,
 ) -> None:
-    """Forget a domain on purpose: its adapter, memory and examples are deleted.
+    """Forget a domain on purpose.
 
-    The other domains stay as they are; what later ones learnt beside it stays too.
+    Its adapter, its memory and its kept examples are deleted. The other domains stay as they are; what
+    later ones learnt beside it stays too.
     """
     quiet_libraries()
     from constrained_adapters.training.undo import remove as leave_out

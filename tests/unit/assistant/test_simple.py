@@ -21,6 +21,7 @@ from constrained_adapters.errors import (
     WorkspaceError,
 )
 from constrained_adapters.model.opened import open_workspace
+from constrained_adapters.training.undo import remove, rollback
 from constrained_adapters.workspace import find_workspace
 
 from .conftest import pairs
@@ -97,6 +98,26 @@ def test_a_new_object_goes_on_with_what_the_folder_has(learnt, make):
     again.train_domain("Право", pairs("Право"))
     assert again.domains == ("数学", "law", "Право")
     assert (learnt.workspace.adapter("law") / "adapter_model.safetensors").read_bytes() == weights
+
+
+def test_subjects_can_be_undone_and_learnt_again_from_other_data(learnt, make):
+    folder = learnt.workspace.root
+    weights = (learnt.workspace.adapter("law") / "adapter_model.safetensors").read_bytes()
+    assert [undo.removed for undo in rollback(folder)] == [("law",)]
+    assert learnt.domains == ("数学",)
+    again = make("work")
+    again.train_domain("law", pairs("law"))
+    assert (again.workspace.adapter("law") / "adapter_model.safetensors").read_bytes() == weights
+    assert [undo.removed for undo in remove("law", folder)] == [("law",)]
+    again = make("work")
+    again.train_domain("law", pairs("other"))
+    assert again.domains == ("数学", "law")
+    assert (again.workspace.adapter("law") / "adapter_model.safetensors").read_bytes() != weights
+    remove("数学", folder)
+    again = make("work")
+    again.switch_to("law")
+    again.answer("law 3?")
+    assert again._model.active_names == ["law"]
 
 
 def test_what_was_stopped_goes_on_with_the_same_weights(learnt, make, monkeypatch):

@@ -54,7 +54,6 @@ RECIPES = [
     "lora + replay",
     "lora + ewc + ogd",
     "olora + online_ewc + gem",
-    "separate",
     "isolation",
     "progressive",
     "houlsby + ewc",
@@ -64,7 +63,6 @@ RECIPES = [
     "online_ewc",
     "osf",
     "joint",
-    "base",
 ]
 
 
@@ -285,6 +283,21 @@ def test_the_model_that_is_measured_is_that_of_the_adapters_that_are_left(tiny_r
             max_new_tokens=2,
         )
         assert result.methods[0].matrices["loss"][2][column] == mean_scores(items)["loss"]
+
+
+def test_an_interrupted_removal_is_completed_when_it_is_asked_for_again(tiny_run, monkeypatch):
+    tiny_run("lora")
+    run, workspace = tiny_run.folder / "out", workspace_of(tiny_run, "lora")
+    with monkeypatch.context() as patch:
+        patch.setattr(undoing, "_delete", lambda path: (_ for _ in ()).throw(PowerCutError))
+        with pytest.raises(PowerCutError):
+            remove(MIDDLE, run)
+    assert finished_domains(workspace) == (FIRST, LAST)
+    assert workspace.adapter(MIDDLE).is_dir()
+    (undone,) = remove(MIDDLE, run)
+    assert (undone.event, undone.removed) == ("remove", (MIDDLE,))
+    assert not workspace.adapter(MIDDLE).exists()
+    assert tiny_run("lora", names=[FIRST, LAST]).methods[0].domains == [FIRST, LAST]
 
 
 def test_kept_examples_of_a_removed_domain_are_gone_and_the_others_are_kept_again(tiny_run):
