@@ -205,6 +205,12 @@ def _refuse_senseless(answers: Answers) -> None:
             "the base's weights are trained on from domain to domain, so no domain has its own",
             "'separate' with adapters: lora, houlsby, pfeiffer, parallel",
         )
+    if answers.trained == "singular_vectors" and answers.bounds:
+        raise _refusal(
+            answers.name,
+            f"PEFT's tuner projects the gradient of 'osf' itself, and {answers.bounds[0]!r} would undo that",
+            "one of the two, or 'full' in the place of 'osf'",
+        )
     lost = sorted(_OF_LASTING_WEIGHTS & {*answers.bounds})
     if lost and not answers.trains_on:
         raise _refusal(
