@@ -8,6 +8,7 @@ from typing import final
 
 from torch import Tensor
 
+from constrained_adapters.data.tokens import IGNORED
 from constrained_adapters.errors import ConfigError
 from constrained_adapters.evaluation.likelihood import score_groups
 from constrained_adapters.models.token_tree import TokenSequence
@@ -51,12 +52,14 @@ class SelectiveTokenMasking:
         """Take out the labels over the threshold."""
         groups = [[TokenSequence(row.input_ids, row.scored)] for row in rows]
         scores = score_groups(teachers.untouched(), groups, max_groups=ROWS_AT_ONCE)
-        limit = math.log(self.threshold)
-        return [
-            row.keeping([nats <= limit for nats in own.nats])
-            for row, (own,) in zip(rows, scores, strict=True)
-        ]
+        return [self._masked(row, own.nats) for row, (own,) in zip(rows, scores, strict=True)]
 
     def loss(self, logits: Tensor, targets: Tensor, extras: Mapping[str, Tensor]) -> Tensor:
         """Nothing of its own."""
         return logits.new_zeros(())
+
+    def _masked(self, row: LabelledRow, nats: Sequence[float]) -> LabelledRow:
+        keep = [each <= math.log(self.threshold) for each in nats]
+        if not any(kept and row.labels[at] != IGNORED for at, kept in zip(row.scored, keep, strict=True)):
+            keep = [False] * len(keep)  # of a prompt alone: losses are divided by the number of labels
+        return row.keeping(keep)

@@ -172,6 +172,22 @@ def test_columns_follow_the_labels_that_are_kept(rows, teachers, tiny_llama):
         assert np.array_equal(one.extras[IDS], other.extras[IDS])
 
 
+def test_a_row_whose_answer_is_masked_adds_nothing_of_its_prompt_either(rows, teachers, tiny_llama):
+    everything = [perplexities(tiny_llama, Tokens(row.input_ids, row.input_ids)) for row in rows]
+    answers = [perplexities(tiny_llama, row) for row in rows]
+    limit = 0.999 * max(min(own.values()) for own in answers)  # the answer of that row is gone
+    assert any(
+        min(whole.values()) < limit < min(own.values())
+        for whole, own in zip(everything, answers, strict=True)
+    )
+    both = make_objective(["stm", "prompts"], settings={"stm": {"threshold": limit}})
+    prepared = prepare_rows(both, rows, teachers)
+    assert 0 < prepared.facts["unlabelled_rows"] < len(rows)
+    for row in prepared.rows:
+        assert bool(row.scored) == any(label != -100 for label in row.labels[1:])
+        assert len(row.extras["weight"]) == len(row.scored)
+
+
 def test_a_batch_has_its_columns_where_they_are_scored(rows, teachers):
     prepared = prepare_rows(Distillation(top_k=3), rows, teachers)
     batch = collate_labelled([prepared[i] for i in (2, 0)], pad_token_id=7)
