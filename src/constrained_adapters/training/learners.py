@@ -146,7 +146,7 @@ def make_penalty(
     """What binds the steps of a method beside CRMA's constraint, as one; None where nothing does."""
     weights, parts = penalty_weights(method), []
     for name in recipe.bounds:
-        prefix = f"{name}_" if len(recipe.bounds) > 1 else ""
+        prefix = f"{name}_" if len(recipe.bounds) > 1 or recipe.constraint != "none" else ""
         asked = _Asked(weights.get(name, 0.0), method, memory_folder, prefix, batch_size, kept)
         parts.append(_BOUNDS[name](asked))
     return parts[0] if len(parts) == 1 else Penalties(parts) if parts else None

@@ -376,6 +376,17 @@ def test_what_binds_a_combination_shows_in_the_curves_of_each_part(tiny_run):
     record = tiny_run("crma + ewc_lora", names=DOMAINS[:2]).methods[0].records[1]
     assert record.curves["penalty"].steps == record.curves["removed_ratio"].steps == [1, 2, 3, 4]
     assert record.constraint["penalty_weight"] == 100.0 and record.constraint["closed_ratio"] > 0
+    assert record.constraint["ewc_lora_penalty_weight"] == 1000.0
+    assert record.curves["ewc_lora_penalty"].values != record.curves["penalty"].values
+
+
+def test_what_two_bounds_take_from_the_gradient_is_not_written_over_one_another(tiny_run):
+    alone = tiny_run("crma", names=DOMAINS[:2], output="alone").methods[0].records[1]
+    both = tiny_run("crma + gem", names=DOMAINS[:2]).methods[0].records[1]
+    first = both.curves["removed_ratio"].values[0]  # what memories close does not depend on the examples
+    assert first == pytest.approx(alone.curves["removed_ratio"].values[0], rel=0.2)
+    assert both.curves["gem_removed_ratio"].steps == [1, 2, 3, 4]
+    assert both.constraint["gem_num_old_gradients"] == 1.0
 
 
 def test_a_heavy_penalty_keeps_the_weights_that_mattered(tiny_run):
