@@ -133,6 +133,9 @@ def _key_of(name: str, importance: Mapping[str, Tensor]) -> str | None:
 
 
 def _layer_of(name: str) -> str:
-    """Everything up to the first number in a name, which counts decoder layers; else the name."""
-    found = re.match(r".*?\.\d+(?=\.)", name)
+    """Everything up to the first number in a name, which counts decoder layers; else the name.
+
+    Inserted modules are named by set and then by layer and place: ``sets.0.11_mlp.up.weight``.
+    """
+    found = re.match(r"sets\.\d+\.\d+(?=_)|.*?\.\d+(?=\.)", name)
     return found[0] if found else name

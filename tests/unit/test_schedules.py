@@ -100,6 +100,17 @@ def test_an_adapter_takes_the_importance_of_its_module():
     assert [ratios[name] for name in names] == pytest.approx([1.0, 1.0, (5 / 9) ** 0.5, (5 / 9) ** 0.5])
 
 
+def test_a_layer_of_inserted_modules_has_a_rate_of_its_own():
+    importance = {
+        f"sets.0.{layer}_{place}.{side}.weight": torch.full((2,), value)
+        for layer, value in ((1, 1.0), (11, 9.0))
+        for place in ("attention", "mlp")
+        for side in ("down", "up")
+    }
+    ratios = importance_ratios(importance, importance, by="layer")
+    assert list(ratios.values()) == pytest.approx([1.0] * 4 + [(5 / 9) ** 0.5] * 4)
+
+
 @pytest.mark.parametrize("ratio", [0.0, 1.1, float("nan")])
 def test_a_slowest_rate_out_of_range_is_refused(ratio):
     with pytest.raises(ConfigError, match="slowest rate is out of range"):
