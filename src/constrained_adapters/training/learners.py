@@ -163,6 +163,11 @@ class _Asked:
     batch_size: int
     kept: KeptRows
 
+    @property
+    def importance(self) -> dict[str, Any]:
+        """How bounds by a Fisher keep it and name their figures; rates by it want it at weight 0 too."""
+        return {"prefix": self.prefix, "always": self.method.rate_by_importance is not None}
+
 
 def _agem(asked: _Asked) -> Penalty:
     rows = asked.method.gem_rows or asked.batch_size
@@ -176,7 +181,7 @@ def _gem(asked: _Asked) -> Penalty:
 
 def _frozen(asked: _Asked) -> Penalty:
     share = _given(asked.method.frozen_ratio, FROZEN_RATIO)
-    return FrozenPenalty(share, asked.folder, prefix=asked.prefix)
+    return FrozenPenalty(share, asked.folder, **asked.importance)
 
 
 def _ogd(asked: _Asked) -> Penalty:
@@ -187,7 +192,7 @@ def _ogd(asked: _Asked) -> Penalty:
 def _online(kind: type[EWCPenalty] | type[EWCLoRAPenalty]) -> Callable[[_Asked], Penalty]:
     def make(asked: _Asked) -> Penalty:
         decay = _given(asked.method.ewc_decay, EWC_DECAY)
-        return kind(asked.weight, asked.folder, prefix=asked.prefix, decay=decay)
+        return kind(asked.weight, asked.folder, decay=decay, **asked.importance)
 
     return make
 
@@ -198,8 +203,8 @@ def _given(value: float | None, default: float) -> float:
 
 _BOUNDS: Mapping[Bound, Callable[[_Asked], Penalty]] = {
     "agem": _agem,
-    "ewc": lambda asked: EWCPenalty(asked.weight, asked.folder, prefix=asked.prefix),
-    "ewc_lora": lambda asked: EWCLoRAPenalty(asked.weight, asked.folder, prefix=asked.prefix),
+    "ewc": lambda asked: EWCPenalty(asked.weight, asked.folder, **asked.importance),
+    "ewc_lora": lambda asked: EWCLoRAPenalty(asked.weight, asked.folder, **asked.importance),
     "freeze_important": _frozen,
     "gem": _gem,
     "ogd": _ogd,

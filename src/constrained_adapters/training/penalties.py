@@ -159,11 +159,20 @@ class _Importance(AttachedPenalty):
         folder: Of the method's memories.
         prefix: As above.
         decay: γ of online EWC: what older domains' Fisher is multiplied with; None sums all of them.
+        always: Measure the Fisher at weight 0 too, for rates that go by it.
     """
 
-    def __init__(self, weight: float, folder: Path, *, prefix: str = "", decay: float | None = None) -> None:
+    def __init__(
+        self,
+        weight: float,
+        folder: Path,
+        *,
+        prefix: str = "",
+        decay: float | None = None,
+        always: bool = False,
+    ) -> None:
         super().__init__(weight, prefix=prefix)
-        self._decay = decay
+        self._decay, self._wanted = decay, always or weight > 0.0
         self._path = folder / IMPORTANCE
         self._kept: DiagonalMemory | None = None
 
@@ -176,7 +185,7 @@ class _Importance(AttachedPenalty):
 
     def remembers(self, domain: str) -> bool:
         """Whether the Fisher of this domain is in the file, or none is wanted."""
-        return self._weight == 0.0 or domain in self._memory.domains
+        return not self._wanted or domain in self._memory.domains
 
     def remember(self, model: Any, domain: str, rows: Rows, *, seed: int) -> None:
         """Add the domain's Fisher at the present weights, and write the file anew."""
@@ -215,10 +224,12 @@ class FrozenPenalty(_Importance):
         share: Of all trained elements; 0.05 to 0.1 is usual.
         folder: Of the method's memories.
         prefix: As above.
+        always: As above.
     """
 
-    def __init__(self, share: float, folder: Path, *, prefix: str = "") -> None:
-        super().__init__(share, folder / "frozen", prefix=prefix)  # its own file: others may decay theirs
+    def __init__(self, share: float, folder: Path, *, prefix: str = "", always: bool = False) -> None:
+        # Its own file: others may decay theirs.
+        super().__init__(share, folder / "frozen", prefix=prefix, always=always)
 
     def _measured(self, model: Any, domain: str, rows: Rows, generator: torch.Generator) -> DiagonalMemory:
         fisher = parameter_fisher(model, trained_weights(model), rows, generator=generator, domain=domain)

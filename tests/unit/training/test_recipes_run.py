@@ -323,6 +323,17 @@ def test_important_weights_learn_slower_from_the_second_domain_on(tiny_run):
         find_recipe(MethodConfig(recipe="ewc", slowest_rate_ratio=0.5))
 
 
+@pytest.mark.parametrize(
+    ("recipe", "plain"), [("ewc", "full"), ("lora + ewc", "lora"), ("houlsby + ewc", "houlsby")]
+)
+@pytest.mark.parametrize("by", ["layer", "parameter"])
+def test_rates_go_by_importance_without_any_penalty(tiny_run, recipe, plain, by):
+    slow = {"recipe": recipe, "name": "slow", "penalty_weight": 0.0, "rate_by_importance": by}
+    result = tiny_run(plain, slow, names=DOMAINS[:2])
+    assert matrices(result, 0)["loss"][1] == matrices(result, 1)["loss"][1]
+    assert matrices(result, 0)["loss"][2] != matrices(result, 1)["loss"][2]
+
+
 def test_written_examples_are_mixed_in_and_nothing_of_the_data_is_kept(tiny_run):
     method = {"recipe": "generative_replay", "generated_examples": 3, "generated_ratio": 0.5}
     result = tiny_run(method, {**method, "name": "less", "generated_ratio": 0.0}, names=DOMAINS[:2])
