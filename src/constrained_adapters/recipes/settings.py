@@ -96,7 +96,7 @@ def check_methods(config: RunConfig) -> None:
                 expected=f"at least training.batch_size = {batch}",
             )
         _check_isolation(method, recipe, config)
-        _check_ratios(method, recipe)
+        _check_ratios(method, recipe, config)
         _check_privacy(method, recipe, config)
         if recipe.trained in WEIGHTS | {"singular_vectors"} and config.base.quantization is not None:
             raise ConfigError(
@@ -122,8 +122,11 @@ def mixed_ratios(method: MethodConfig, recipe: Answers) -> dict[Rehearsal, float
     }
 
 
-def _check_ratios(method: MethodConfig, recipe: Answers) -> None:
+def _check_ratios(method: MethodConfig, recipe: Answers, config: RunConfig) -> None:
     ratios = mixed_ratios(method, recipe)
+    prevent = config.collapse_settings
+    if prevent is not None and prevent.general_ratio > 0.0 and recipe.trained != "nothing":
+        ratios.setdefault("general_text", prevent.general_ratio)
     if sum(map(Fraction, map(str, ratios.values()))) > 1:
         raise ConfigError(
             "more is mixed in than there is room for",

@@ -142,6 +142,14 @@ def test_what_cannot_act_is_refused_before_anything_is_loaded(tiny_run, method, 
     assert not (tiny_run.folder / "out").exists()
 
 
+def test_general_text_against_collapse_counts_among_what_is_mixed_in(tiny_run):
+    method = {"recipe": "replay", "replay_ratio": 0.95}
+    config = tiny_run.config(method, prevent_collapse={"general_ratio": 0.1})
+    with pytest.raises(ConfigError, match=r"more is mixed in(?s:.*)0.95 \(replay\) \+ 0.1 \(general_text\)"):
+        run_config(config)
+    assert not (tiny_run.folder / "out").exists()
+
+
 @pytest.mark.parametrize(
     "setting",
     [
