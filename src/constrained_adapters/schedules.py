@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -16,6 +17,15 @@ from constrained_adapters.errors import ConfigError
 
 SLOWEST_RATIO = 0.1
 """The rate of the most important part, at least, in parts of the rate."""
+
+
+def warmup_argument(ratio: float) -> float:
+    """Transformers' ``warmup_steps`` for a share of the steps, 0 … 1: from 1 on it would be a number.
+
+    >>> warmup_argument(0.3), warmup_argument(1.0) < 1.0
+    (0.3, True)
+    """
+    return min(ratio, math.nextafter(1.0, 0.0))
 
 
 def stage_factor(step: int, *, ratios: Sequence[float], num_steps: int, num_warmup: int) -> float:

@@ -20,6 +20,7 @@ from constrained_adapters.data.tokens import TokenDataset, collate
 from constrained_adapters.errors import TrainingError, UnknownNameError
 from constrained_adapters.guards.figures import FiguresCallback
 from constrained_adapters.objectives import CrossEntropy, LabelledDataset, Objective, collate_labelled
+from constrained_adapters.schedules import warmup_argument
 from constrained_adapters.training.callbacks import (
     CheckpointSealer,
     ConstraintFigures,
@@ -166,7 +167,7 @@ def training_arguments(
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         learning_rate=learning_rate,
         lr_scheduler_type=_SCHEDULES[settings.schedule],
-        warmup_steps=settings.warmup_ratio,
+        warmup_steps=warmup_argument(settings.warmup_ratio),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         bf16=settings.precision == "bf16",

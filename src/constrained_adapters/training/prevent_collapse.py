@@ -18,7 +18,7 @@ from constrained_adapters.data.load import load_domain
 from constrained_adapters.data.tokens import TokenDataset
 from constrained_adapters.errors import AdapterStateError, ConfigError
 from constrained_adapters.guards.collapse import PreventCollapse
-from constrained_adapters.schedules import staged_schedule
+from constrained_adapters.schedules import staged_schedule, warmup_argument
 from constrained_adapters.training.lessons import num_steps
 
 _GENERAL_TOKENS = 128
@@ -70,7 +70,7 @@ def prevent_collapse(
     if asked.label_smoothing > 0.0:
         trainer.label_smoother = LabelSmoother(epsilon=asked.label_smoothing)
     if asked.warmup_ratio is not None:
-        trainer.args.warmup_steps = asked.warmup_ratio
+        trainer.args.warmup_steps = warmup_argument(asked.warmup_ratio)
     if asked.stage_ratios is not None:
         _stage_rates(trainer, asked.stage_ratios)
     guard.bind(trainer)

@@ -66,6 +66,13 @@ def test_every_setting_of_training_reaches_the_trainer(tmp_path):
     assert (by_epochs.max_steps, by_epochs.num_train_epochs) == (-1, 1.5)
 
 
+@pytest.mark.parametrize(("ratio", "steps"), [(0.0, 0), (0.3, 30), (0.995, 100), (1.0, 100)])
+def test_a_warm_up_is_a_share_of_the_steps_up_to_all_of_them(tmp_path, ratio, steps):
+    settings = TrainingConfig(steps=100, warmup_ratio=ratio)
+    made = training_arguments(settings, learning_rate=1.0, seed=0, folder=tmp_path, on_cpu=True)
+    assert made.get_warmup_steps(100) == steps
+
+
 def test_an_unknown_optimizer_is_told_with_the_nearest():
     check_optimizer("adamw_torch")
     with pytest.raises(
