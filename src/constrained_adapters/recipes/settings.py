@@ -88,8 +88,8 @@ def check_methods(config: RunConfig) -> None:
     """
     for method in config.methods:
         recipe = find_recipe(method)
-        capacity, batch = method.replay_capacity, config.training.batch_size
-        if capacity is not None and capacity < batch:
+        capacity, batch = method.replay_capacity or REPLAY_CAPACITY, config.training.batch_size
+        if recipe.keeps_examples and capacity < batch:
             raise ConfigError(
                 "the replay buffer is smaller than a batch",
                 got=f"methods: {method.name}: replay_capacity = {capacity}",

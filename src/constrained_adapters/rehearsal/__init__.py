@@ -1,6 +1,6 @@
 """Which old data is mixed in? Kept examples, what the model writes itself, general text, golden sets."""
 
-from constrained_adapters.rehearsal.buffer import ReplayBuffer
+from constrained_adapters.rehearsal.buffer import ReplayBuffer, row_bytes
 from constrained_adapters.rehearsal.generative import most_diverse, refine_answers, write_examples
 from constrained_adapters.rehearsal.golden import GoldenSet, write_golden_set
 from constrained_adapters.rehearsal.kept_file import KeptFile, Privacy
@@ -18,6 +18,7 @@ __all__ = [
     "most_diverse",
     "order_rows",
     "refine_answers",
+    "row_bytes",
     "write_examples",
     "write_golden_set",
 ]

@@ -16,6 +16,7 @@ from constrained_adapters.config.run import DomainConfig, MethodConfig, RunConfi
 from constrained_adapters.data.examples import Domain, Example
 from constrained_adapters.data.load import load_domain
 from constrained_adapters.data.tokens import TokenDataset, Tokens
+from constrained_adapters.errors import ConfigError
 from constrained_adapters.evaluation.row_losses import row_losses
 from constrained_adapters.recipes import (
     GENERAL_TEXT,
@@ -30,6 +31,7 @@ from constrained_adapters.rehearsal import (
     ReplayBuffer,
     Source,
     mix_sources,
+    row_bytes,
     write_golden_set,
 )
 from constrained_adapters.training.written import WrittenExamples
@@ -81,6 +83,7 @@ class Lessons:
 
     Raises:
         DataError: The text that is mixed in cannot be read.
+        ConfigError: ``replay_capacity_bytes`` has no room for a batch of the domains' rows.
     """
 
     def __init__(self, prepared: Prepared, config: RunConfig, method: MethodConfig, folder: Path) -> None:
@@ -109,6 +112,19 @@ class Lessons:
             self._ratios["general_text"] = prevent.general_ratio
         if method.golden_set is not None:
             self._golden = self._from(method.golden_set)
+        if method.replay_capacity_bytes is not None:
+            self._check_room(method.replay_capacity_bytes)
+
+    def _check_room(self, capacity_bytes: int) -> None:
+        rows = self.tokens([each for domain in self._prepared.domains for each in domain.train]).tokens
+        batch, mean = self._settings.batch_size, sum(map(row_bytes, rows)) / len(rows)
+        if capacity_bytes < batch * mean:
+            raise ConfigError(
+                "the replay buffer is smaller than a batch",
+                got=f"methods: {self._method.name}: replay_capacity_bytes = {capacity_bytes}",
+                expected=f"at least {math.ceil(batch * mean)}: training.batch_size = {batch} rows of "
+                f"{mean:.0f} bytes on average",
+            )
 
     def _from(self, source: str) -> Sequence[Tokens]:
         """Rows of no domain, from a source that is noted in the fingerprint."""

@@ -142,6 +142,21 @@ def test_what_cannot_act_is_refused_before_anything_is_loaded(tiny_run, method, 
     assert not (tiny_run.folder / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "training"),
+    [
+        ({"recipe": "replay", "replay_capacity_bytes": 40}, {}),
+        ({"recipe": "lora + gem", "replay_capacity_bytes": 900}, {}),
+        ({"recipe": "agem"}, {"batch_size": 1001}),  # more than the default
+    ],
+)
+def test_a_buffer_that_holds_no_batch_is_refused_before_anything_is_trained(tiny_run, method, training):
+    with pytest.raises(ConfigError, match=r"smaller than a batch(?s:.*)at least") as error:
+        tiny_run(method, training=training)
+    assert 3 <= len(str(error.value).splitlines()) <= 4
+    assert not (tiny_run.folder / "out").exists()
+
+
 def test_general_text_against_collapse_counts_among_what_is_mixed_in(tiny_run):
     method = {"recipe": "replay", "replay_ratio": 0.95}
     config = tiny_run.config(method, prevent_collapse={"general_ratio": 0.1})
