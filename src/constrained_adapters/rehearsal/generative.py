@@ -64,13 +64,12 @@ def write_examples(
     Raises:
         ConfigError: No example is wanted, or a row is too short for the frame.
     """
-    frame = Frame.of(tokenizer)
-    fixed = len(frame.text_start) if running_text else len(frame.start) + len(frame.middle)
-    if num_examples < 1 or max_length_tokens < fixed + 2:
+    frame, least = Frame.of(tokenizer), least_length_tokens(tokenizer, running_text=running_text)
+    if num_examples < 1 or max_length_tokens < least:
         raise ConfigError(
             "no examples can be written",
             got=f"num_examples = {num_examples}, max_length_tokens = {max_length_tokens}",
-            expected=f"1 or more, of at least {fixed + 2} tokens",
+            expected=f"1 or more, of at least {least} tokens",
         )
     rows: dict[tuple[int, ...], Tokens] = {}
     device = model.get_input_embeddings().weight.device
@@ -84,6 +83,12 @@ def write_examples(
             for row in write(model, tokenizer, frame, missing, max_length_tokens, batch_size):
                 rows.setdefault(tuple(row.input_ids), row)
     return list(rows.values())
+
+
+def least_length_tokens(tokenizer: PreTrainedTokenizerBase, *, running_text: bool = False) -> int:
+    """The shortest row that :func:`write_examples` can write: its frame, and two tokens."""
+    frame = Frame.of(tokenizer)
+    return 2 + (len(frame.text_start) if running_text else len(frame.start) + len(frame.middle))
 
 
 def refine_answers(

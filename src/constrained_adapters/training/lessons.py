@@ -30,6 +30,7 @@ from constrained_adapters.rehearsal import (
     KeptFile,
     ReplayBuffer,
     Source,
+    least_length_tokens,
     mix_sources,
     row_bytes,
     write_golden_set,
@@ -83,7 +84,8 @@ class Lessons:
 
     Raises:
         DataError: The text that is mixed in cannot be read.
-        ConfigError: ``replay_capacity_bytes`` has no room for a batch of the domains' rows.
+        ConfigError: ``replay_capacity_bytes`` has no room for a batch of the domains' rows, or
+            ``max_length_tokens`` none for an example that the model writes.
     """
 
     def __init__(self, prepared: Prepared, config: RunConfig, method: MethodConfig, folder: Path) -> None:
@@ -114,6 +116,8 @@ class Lessons:
             self._golden = self._from(method.golden_set)
         if method.replay_capacity_bytes is not None:
             self._check_room(method.replay_capacity_bytes)
+        if "generated" in self._recipe.rehearsals:
+            self._check_length()
 
     def _check_room(self, capacity_bytes: int) -> None:
         rows = self.tokens([each for domain in self._prepared.domains for each in domain.train]).tokens
@@ -125,6 +129,17 @@ class Lessons:
                 expected=f"at least {math.ceil(batch * mean)}: training.batch_size = {batch} rows of "
                 f"{mean:.0f} bytes on average",
             )
+
+    def _check_length(self) -> None:
+        length, tokenizer = self._settings.max_length_tokens, self._prepared.tokenizer
+        for domain in self._prepared.domains:
+            least = least_length_tokens(tokenizer, running_text=domain.form == "text")
+            if length < least:
+                raise ConfigError(
+                    f"the model could write no example of {domain.name!r}",
+                    got=f"methods: {self._method.name}: training.max_length_tokens = {length}",
+                    expected=f"at least {least}: what stands around every example, and two tokens",
+                )
 
     def _from(self, source: str) -> Sequence[Tokens]:
         """Rows of no domain, from a source that is noted in the fingerprint."""

@@ -157,6 +157,14 @@ def test_a_buffer_that_holds_no_batch_is_refused_before_anything_is_trained(tiny
     assert not (tiny_run.folder / "out").exists()
 
 
+def test_rows_too_short_to_be_written_are_refused_before_anything_is_trained(tiny_run):
+    with pytest.raises(
+        ConfigError, match=r"no example of 'law'(?s:.*)max_length_tokens = 20(?s:.*)at least 21"
+    ):
+        tiny_run("lora + generative_replay", training={"max_length_tokens": 20})
+    assert not (tiny_run.folder / "out").exists()
+
+
 def test_general_text_against_collapse_counts_among_what_is_mixed_in(tiny_run):
     method = {"recipe": "replay", "replay_ratio": 0.95}
     config = tiny_run.config(method, prevent_collapse={"general_ratio": 0.1})
