@@ -47,13 +47,16 @@ def find_recipe(method: MethodConfig) -> Answers:
         UnknownNameError: No such recipe.
         ConfigError: Recipes that do not go together, or a setting that has no effect on this one.
     """
-    answers = combine([RECIPES[name] for name in recipe_names(method.recipe)])
-    if method.constraint_type is not None and answers.constraint != "none":
-        answers = replace(answers, constraint=method.constraint_type)
+    rows = combine([RECIPES[name] for name in recipe_names(method.recipe)])
+    answers = rows
+    if method.constraint_type is not None and rows.constraint != "none":
+        answers = replace(rows, constraint=method.constraint_type)
     for key, acts in ACTS_ON.items():
-        if getattr(method, key) is not None and not acts(answers):
+        # Where the type is 'none', the setting that says so acts, and no other of the constraint's.
+        if getattr(method, key) is not None and not acts(rows if key == "constraint_type" else answers):
+            of_type = f" with constraint_type {method.constraint_type!r}" if acts(rows) else ""
             raise ConfigError(
-                f"the setting {key!r} has no effect on the recipe {answers.name!r}",
+                f"the setting {key!r} has no effect on the recipe {answers.name!r}{of_type}",
                 got=f"methods: {method.name}: {key} = {getattr(method, key)!r}",
                 expected=f"{key} only with {', '.join(users_of(key))}",
                 hint="leave it out, or use one of these recipes",

@@ -172,8 +172,16 @@ def test_crma_has_a_penalty_of_its_own_under_its_own_type_only():
         "crma": 0.0,
         "olora": 0.5,
     }
-    with pytest.raises(ConfigError, match="'penalty_weight' has no effect on the recipe 'crma'"):
+    with pytest.raises(ConfigError, match="no effect on the recipe 'crma' with constraint_type 'gem'"):
         find_recipe(MethodConfig(recipe="crma", constraint_type="gem", penalty_weight=1.0))
+
+
+def test_no_constraint_is_a_type_too_and_leaves_nothing_to_set_of_it():
+    assert find_recipe(MethodConfig(recipe="crma", constraint_type="none")).constraint == "none"
+    with pytest.raises(ConfigError, match=r"_strength' has no effect(?s:.*)constraint_type 'none'"):
+        find_recipe(MethodConfig(recipe="crma", constraint_type="none", constraint_strength=0.9))
+    with pytest.raises(ConfigError, match="'constraint_type' has no effect on the recipe 'lora'"):
+        find_recipe(MethodConfig(recipe="lora", constraint_type="none"))
 
 
 def test_the_rows_are_read_without_torch():

@@ -244,6 +244,7 @@ def test_a_penalty_is_seen_in_the_curves_of_every_domain_but_the_first(tiny_run,
         ({"recipe": "online_ewc", "name": "summed", "ewc_decay": 0.0, "penalty_weight": 0.0}, "full"),
         ({"recipe": "general_text", "general_ratio": 0.0}, "lora"),
         ({"recipe": "gem_predicted", "constraint_strength": 0.0}, "lora"),
+        ({"recipe": "crma", "constraint_type": "none"}, "lora"),
     ],
 )
 def test_an_answer_without_weight_is_not_there(tiny_run, method, plain):
