@@ -94,6 +94,7 @@ class Lessons:
         self._file = KeptFile(folder / BUFFER_FILE, private=config.private)
         self._golden_file = KeptFile(folder / GOLDEN_FILE, private=False)
         self._read: ReplayBuffer | None = None
+        self._tell: Callable[[str], None] | None = None
         self._written = WrittenExamples(
             folder / WRITTEN_FILE,
             prepared.tokenizer,
@@ -160,9 +161,10 @@ class Lessons:
         """Let the base write its golden set, where that is wanted and not there yet.
 
         Args:
-            tell: Says what takes long.
+            tell: Says what takes long, here and later what could not be kept.
             untouched: Gives the base as it was before any domain.
         """
+        self._tell = tell
         if "golden_set" not in self._recipe.rehearsals or self._golden:
             return
         golden = self._golden_file.read()
@@ -252,7 +254,9 @@ class Lessons:
         seed = self._config.seed * 1000 + number
         if "generated" in self._recipe.rehearsals and domain.name not in self._written.domains:
             texts = [each.name for each in self._prepared.domains if each.form == "text"]
-            self._written.add(domain.name, learnt(), seed=seed, texts=texts)
+            num_written = self._written.add(domain.name, learnt(), seed=seed, texts=texts)
+            if not num_written and self._tell is not None:
+                self._tell(f"{domain.name}: the model wrote no example of it, so none will be mixed in")
         if not self._recipe.keeps_examples or domain.name in self._buffer.rows:
             return
         rows = self.tokens(domain.train).tokens

@@ -64,7 +64,7 @@ class WrittenExamples:
         """Of all domains, oldest first."""
         return [row for rows in self._rows.values() for row in rows]
 
-    def add(self, domain: str, model: Any, *, seed: int, texts: Collection[str]) -> None:
+    def add(self, domain: str, model: Any, *, seed: int, texts: Collection[str]) -> int:
         """Let the model write examples of the domain just learnt, and answer the earlier ones anew.
 
         Args:
@@ -72,6 +72,9 @@ class WrittenExamples:
             model: As it was when the domain was finished.
             seed: Of the draws.
             texts: The domains whose examples are running text, which has no answer.
+
+        Returns:
+            How many examples of the domain are kept.
         """
         written = write_examples(
             model,
@@ -88,6 +91,7 @@ class WrittenExamples:
         rows[domain] = tuple(most_diverse(written, self._num_examples))
         self._read = ReplayBuffer(max(sum(map(len, rows.values())), 1), rows)
         self._file.write(self._read)
+        return len(rows[domain])
 
     def _answered_anew(self, model: Any, rows: Sequence[Tokens]) -> tuple[Tokens, ...]:
         return tuple(refine_answers(model, self._tokenizer, rows, max_length_tokens=self._max_length))

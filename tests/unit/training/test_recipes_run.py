@@ -16,6 +16,7 @@ from constrained_adapters.memory.diagonal import DiagonalMemory
 from constrained_adapters.recipes import RECIPES, find_recipe
 from constrained_adapters.rehearsal import KeptFile
 from constrained_adapters.results import Curve
+from constrained_adapters.training.observer import SilentObserver
 from constrained_adapters.training.run import run_config
 
 from .conftest import DOMAINS, StopAt, StopError, numbers
@@ -377,6 +378,21 @@ def test_written_examples_are_mixed_in_and_nothing_of_the_data_is_kept(tiny_run)
     assert matrices(result, 0)["loss"][2] != matrices(result, 1)["loss"][2]
     assert result.methods[0].summary["keeps_old_data"] == 0.0
     assert not list(home.rglob("replay_buffer*"))
+
+
+def test_a_model_that_writes_nothing_is_told_and_the_run_goes_on(tiny_run, monkeypatch):
+    class Told(SilentObserver):
+        def stage(self, method: str, domain: str | None, text: str) -> None:
+            told.append(text)
+
+    def only_ends(model, prompts, *, ends, **settings):
+        return [[ends[0]] for _ in prompts]
+
+    told: list[str] = []
+    monkeypatch.setattr("constrained_adapters.rehearsal.generative.continue_prompts", only_ends)
+    result = tiny_run("lora + generative_replay", names=DOMAINS[:2], observer=Told())
+    assert len(result.methods[0].records) == 2
+    assert "law: the model wrote no example of it, so none will be mixed in" in told
 
 
 def test_the_golden_set_that_the_base_writes_is_mixed_in_from_the_first_domain_on(tiny_run):
