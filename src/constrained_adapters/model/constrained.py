@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch import distributed as dist
 
 from constrained_adapters.adapters.lora import adapter_pairs, delta_weight, lora_layers
 from constrained_adapters.config.crma import Auto, CRMAConfig
@@ -284,7 +285,8 @@ class ConstrainedSet(AdapterSet, ABC):
             The memory; written beside the adapter too, if that has been saved.
 
         Raises:
-            AdapterStateError: The adapter is not active, or nothing was seen in training.
+            AdapterStateError: The adapter is not active, or nothing was seen in training, or several
+                processes train together and no rows are given: each has seen others.
         """
         adapter_name = self._known(adapter_name)
         state = self._states[adapter_name]
@@ -296,6 +298,7 @@ class ConstrainedSet(AdapterSet, ABC):
             )
         seen = state.reservoir.num_seen
         if rows is None:
+            _refuse_several_processes(adapter_name)
             rows = state.reservoir.rows
         if not rows:
             raise AdapterStateError(
@@ -413,3 +416,14 @@ def _note_in(model: weakref.ref[ConstrainedSet]) -> Callable[[Mapping[str, Tenso
             there.last_measurements |= {key: float(value) for key, value in measured.items()}
 
     return note
+
+
+def _refuse_several_processes(adapter_name: str) -> None:
+    """Each would make a memory of the rows that it has seen, and the replicas' steps would differ."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise AdapterStateError(
+            f"the memory of {adapter_name!r} would not be the same in all processes",
+            got=f"no rows, in process {dist.get_rank()} of {dist.get_world_size()}",
+            expected="the same rows in each",
+            hint=f"update_gradient_memory({adapter_name!r}, rows=...)",
+        )

@@ -1,16 +1,24 @@
-"""Whether what a run is to be scored on can be scored, and says anything; before a model is loaded."""
+"""Whether what a run is to be scored on can be scored, and says anything; before anything is trained."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from constrained_adapters.config.run import EvaluationConfig
 from constrained_adapters.data.examples import Domain, Example
 from constrained_adapters.data.records import shorten
+from constrained_adapters.data.tokens import TokenDataset
 from constrained_adapters.evaluation.checks import check_set, fitting_metrics, overlap, refuse_old_data
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 WAY_OUT = "add items of other classes, or leave this metric out: evaluation: {metrics: [loss, exact_match]}"
 OTHER_METRICS = "leave evaluation.metrics out: what fits each domain is taken"
+
+CUT_SAMPLE = 500
+"""Examples of a domain that are encoded to see how many are too long."""
 
 
 def check_domains(
@@ -49,6 +57,21 @@ def check_domains(
             refuse_old_data(old.name, _examples(old), new.name, _examples(new))
     scored = {name: examples[: evaluation.max_items] for name, examples in splits.items()}
     return [*_one_class(scored), *_trained_on(domains, scored, general_texts)]
+
+
+def tell_cut(domains: Sequence[Domain], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[str]:
+    """Say of each domain which share of its first training examples is too long to be trained on whole."""
+    told = []
+    for domain in domains:
+        rows = TokenDataset.from_examples(domain.train[:CUT_SAMPLE], tokenizer, max_length)
+        if rows.num_cut_examples:
+            lost = "the end" if domain.form == "text" else "the middle of the prompt"
+            told.append(
+                f"{domain.name}: {rows.num_cut_examples} of the first {len(rows)} training examples "
+                f"({rows.num_cut_examples / len(rows):.0%}) are longer than training.max_length_tokens = "
+                f"{max_length}, and {lost} is left out"
+            )
+    return told
 
 
 def _one_class(scored: dict[str, Sequence[Example]]) -> list[str]:

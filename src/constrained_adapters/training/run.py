@@ -19,7 +19,7 @@ from constrained_adapters.models.load import load_base
 from constrained_adapters.recipes import check_methods, find_recipe
 from constrained_adapters.results import RunResult
 from constrained_adapters.training.before import diagnose_before
-from constrained_adapters.training.checked_data import check_domains
+from constrained_adapters.training.checked_data import check_domains, tell_cut
 from constrained_adapters.training.domain import check_optimizer
 from constrained_adapters.training.guarding import can_be_guarded
 from constrained_adapters.training.learners import check_methods_on, make_learner
@@ -68,6 +68,8 @@ def run_config(config: RunConfig, *, observer: RunObserver | None = None, fresh:
         observer.message(warning)
     observer.started(len(config.methods), [domain.name for domain in domains])
     base = load_base(config.base)
+    for note in tell_cut(domains, base.tokenizer, config.training.max_length_tokens):
+        observer.message(note)
     prepared = Prepared(domains, texts, base.tokenizer, base.model)
     check_methods_on(base, config)
     taught = [

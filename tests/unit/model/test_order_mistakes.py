@@ -212,3 +212,14 @@ def test_training_on_after_a_refusal_is_refused_too(make_model, rows, train, wei
     assert all(torch.equal(value, start[key]) for key, value in weights_of(model, "medicine").items())
     model.enable_constrained_training(False)
     train(model, rows(1), max_steps=1)
+
+
+def test_a_memory_of_the_rows_of_one_of_several_processes(make_model, rows, train, monkeypatch):
+    model = in_training(make_model())
+    train(model, rows(0), max_steps=1)
+    for name, value in {"is_initialized": True, "get_world_size": 2, "get_rank": 1}.items():
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda value=value: value)
+    with pytest.raises(AdapterStateError, match=r"not be the same in all(?s:.*)1 of 2(?s:.*)rows=\.\.\."):
+        model.update_gradient_memory("law")
+    given = [(torch.tensor(row["input_ids"]), torch.tensor(row["labels"])) for row in rows(0)]
+    assert model.update_gradient_memory("law", given) is model.gradient_memory("law")

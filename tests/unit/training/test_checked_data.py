@@ -10,7 +10,7 @@ import pytest
 from constrained_adapters.config.run import EvaluationConfig
 from constrained_adapters.data.examples import Domain, Example
 from constrained_adapters.errors import DataError
-from constrained_adapters.training.checked_data import check_domains
+from constrained_adapters.training.checked_data import check_domains, tell_cut
 
 from .conftest import DOMAINS
 
@@ -119,3 +119,14 @@ def test_a_run_is_refused_before_its_base_is_loaded_and_goes_on_with_the_way_out
     found = tiny_run("lora", names=DOMAINS[:2], evaluation={**evaluation, "general": None}).methods[0]
     assert set(found.matrices) == {"loss", "exact_match", "token_f1"}
     assert 0.0 <= found.summary["token_f1"] <= 1.0
+
+
+def test_examples_that_are_cut_are_told_with_what_of_them_is_lost(tiny_tokenizer):
+    news = Domain(
+        "news", (Example(text="a long text " * 20), Example(text="short")), (), (), "text", "news", "f"
+    )
+    assert tell_cut([domain("law")], tiny_tokenizer, 500) == []
+    told = tell_cut([domain("law"), news], tiny_tokenizer, 12)
+    assert [each.partition(":")[0] for each in told] == ["law", "news"]
+    assert "12 of the first 12 training examples (100%)" in told[0] and "the middle of the prompt" in told[0]
+    assert "1 of the first 2 training examples (50%)" in told[1] and told[1].endswith("the end is left out")
