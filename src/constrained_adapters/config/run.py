@@ -83,7 +83,7 @@ class TrainingConfig(Settings):
     stage_ratios: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(default=None, min_length=1)
     warmup_ratio: float = Field(default=0.1, ge=0, le=1)
     weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
     max_length_tokens: int = Field(default=256, ge=8)
     share_prefixes: bool = True
     precision: Literal["float32", "bf16", "fp16"] = "float32"

@@ -54,7 +54,7 @@ EXPLAINED = {
     "training.stage_ratios": "of schedule staged, in parts of learning_rate; null: [0.1, 0.3, 1.0]",
     "training.warmup_ratio": "share of the steps over which the rate rises from 0",
     "training.weight_decay": "decay of the adapter's weights",
-    "training.max_grad_norm": "gradients are clipped to this norm",
+    "training.max_grad_norm": "gradients are clipped to this norm; 0: not",
     "training.max_length_tokens": "longer examples are cut",
     "training.share_prefixes": "compute what the prompts of a batch share only once; same loss, less time",
     "training.precision": "of the arithmetic: float32, bf16 or fp16",

@@ -63,6 +63,10 @@ def run_config(config: RunConfig, *, observer: RunObserver | None = None, fresh:
     for domain in domains:
         for note in domain.notes:
             observer.message(f"{domain.name}: {note}")
+    if config.guard is not None and isinstance(config.guard.max_increase, dict):
+        strange = set(config.guard.max_increase) - {domain.name for domain in domains}
+        if strange:
+            observer.message(f"guard.max_increase names {', '.join(sorted(strange))}: no domain of this run")
     texts = general_texts(config)
     for warning in check_domains(domains, config.evaluation, texts):
         observer.message(warning)

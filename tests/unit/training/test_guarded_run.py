@@ -142,3 +142,12 @@ def test_broken_weights_are_not_blamed_on_an_example(tiny_llama, tiny_tokenizer,
         trained_on(tiny_llama, tiny_tokenizer, ["law 1?", "law 2?"], tmp_path)
     assert caught.value.got.endswith("of which none by itself has a finite loss")
     assert caught.value.got.startswith("a batch of examples ")
+
+
+def test_a_limit_for_a_domain_that_the_run_lacks_is_told(tiny_run):
+    told: list[str] = []
+    observer = SilentObserver()
+    observer.message = told.append
+    guard = {**WATCHING, "max_increase": {DOMAINS[0]: 0.2, "lwa": 0.1}}
+    tiny_run("lora", names=DOMAINS[:1], guard=guard, observer=observer)
+    assert "guard.max_increase names lwa: no domain of this run" in told

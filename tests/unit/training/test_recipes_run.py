@@ -490,3 +490,10 @@ def test_replay_takes_as_many_steps_as_plain_lora(tiny_run, epochs):
     result = tiny_run("lora", "replay", training=training, names=DOMAINS[:2])
     plain, replay = ([r.curves["loss"].steps for r in method.records] for method in result.methods)
     assert plain == replay and plain[1]
+
+
+def test_gradients_are_not_clipped_where_the_norm_is_0(tiny_run):
+    free = tiny_run("crma", names=DOMAINS[:2], output="free", training={"max_grad_norm": 0.0})
+    wide = tiny_run("crma", names=DOMAINS[:2], output="wide", training={"max_grad_norm": 1e9})
+    tight = tiny_run("crma", names=DOMAINS[:2], output="tight", training={"max_grad_norm": 1e-6})
+    assert matrices(free, 0) == matrices(wide, 0) != matrices(tight, 0)
