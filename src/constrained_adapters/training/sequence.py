@@ -27,7 +27,12 @@ from constrained_adapters.evaluation.samples import generate_answers
 from constrained_adapters.evaluation.scored_set import score_set
 from constrained_adapters.evaluation.scores import score_items
 from constrained_adapters.guards.forgetting import ForgettingGuard
-from constrained_adapters.memory.reservoir import num_memory_examples, sample_rows
+from constrained_adapters.memory.reservoir import (
+    LEAST_EXAMPLES,
+    LEAST_SINGLE,
+    num_memory_examples,
+    sample_rows,
+)
 from constrained_adapters.objectives import LabelledDataset, Teachers, is_plain, prepare_rows
 from constrained_adapters.recipes import find_recipe, model_config, penalty_weights
 from constrained_adapters.results import ItemScores
@@ -220,7 +225,8 @@ class DomainSequence:
         rows = (settings.steps or 0) * settings.batch_size * settings.gradient_accumulation_steps
         seen = rows or int(len(domain.train) * (settings.epochs or 1.0))
         size = CRMAConfig.model_fields["gradient_memory_size"].default
-        return num_memory_examples(seen, self.method.gradient_memory_size or size)
+        least = LEAST_SINGLE if find_recipe(self.method).bounds else LEAST_EXAMPLES
+        return num_memory_examples(seen, self.method.gradient_memory_size or size, least=least)
 
     def _note_memory_seconds(self, home: Path, seconds: float) -> None:
         facts = json.loads((home / TRAINING_FILE).read_text(encoding="utf-8"))
