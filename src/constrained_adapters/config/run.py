@@ -119,6 +119,7 @@ class MethodConfig(Settings):
     constraint_type: ConstraintType | None = None
     gradient_memory_size: int | None = Field(default=None, ge=1)
     protect_base: bool | None = None
+    base_text: str | None = None
     penalty_weight: Weight | dict[str, Weight] | None = None
     replay_ratio: float | None = Field(default=None, ge=0, le=1)
     replay_capacity: int | None = Field(default=None, ge=1)

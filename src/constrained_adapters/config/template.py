@@ -69,6 +69,7 @@ EXPLAINED = {
     "methods.constraint_type": "fisher, diagonal, gem, agem, orthogonal or none; null: the recipe's",
     "methods.gradient_memory_size": "most examples per domain that its memory is made from",
     "methods.protect_base": "also keep a memory of the base's own knowledge",
+    "methods.base_text": "text to make it from, as 'data' of a domain; null: the base writes it",
     "methods.penalty_weight": "factor of a penalty, or {ewc_lora: 1000, olora: 0.5}; null: the recipe's",
     "methods.replay_ratio": "share of old rows in replay's batches, 0 to 1; null: 0.1",
     "methods.replay_capacity": "most examples that are kept, of all domains together; null: 1000",

@@ -254,6 +254,7 @@ def with_absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
     for method in config.methods:
         method.general_text = absolute_source(method.general_text, folder)
         method.golden_set = absolute_source(method.golden_set, folder)
+        method.base_text = absolute_source(method.base_text, folder)
     if config.base.model != "embedded":
         config.base.model = absolute_source(config.base.model, folder) or ""
     config.evaluation.general = absolute_source(config.evaluation.general, folder)

@@ -1,4 +1,4 @@
-"""Text that the base model writes itself: a stand-in for what it knew, free of anybody's data."""
+"""Text that stands for what the base knew: it writes it itself, free of anybody's data, or it is given."""
 
 from __future__ import annotations
 
@@ -8,8 +8,38 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from constrained_adapters.errors import TrainingError
+from constrained_adapters.errors import AdapterStateError, TrainingError
+from constrained_adapters.memory.probe import Rows
+from constrained_adapters.memory.reservoir import sample_rows
 from constrained_adapters.models.modes import evaluating
+
+_TOKENS_A_DIRECTION = 8
+_LEAST_TEXTS = 32
+
+
+def enough_texts(width: int, length_tokens: int) -> int:
+    """How many texts have eight tokens for each of ``width`` input directions; at least 32."""
+    return max(_LEAST_TEXTS, -(-_TOKENS_A_DIRECTION * width // length_tokens))
+
+
+def draw_texts(rows: Rows, width: int, *, num_texts: int | None, seed: int) -> Rows:
+    """Draw from text that is given, where the base does not write it.
+
+    Args:
+        rows: (token ids, labels), each of shape (s,).
+        width: Input directions; so many rows are drawn as :func:`enough_texts` wants.
+        num_texts: How many instead.
+        seed: Of the drawing.
+
+    Raises:
+        AdapterStateError: There is no row.
+    """
+    if not rows:
+        raise AdapterStateError(
+            "there is no text for the base's memory", got="no rows", hint="leave rows out"
+        )
+    mean = sum(ids.numel() for ids, _ in rows) / len(rows)
+    return sample_rows(rows, num_texts or enough_texts(width, max(1, int(mean))), seed)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor
+from torch import distributed as dist
 
 from constrained_adapters.adapters.lora import AdapterPair
 from constrained_adapters.config.crma import CRMAConfig
@@ -20,7 +21,7 @@ from constrained_adapters.constraints import (
 from constrained_adapters.constraints.in_turn import InTurn
 from constrained_adapters.constraints.output_change import OutputChangeConstraint, weighted_square
 from constrained_adapters.constraints.predicted import Curvature
-from constrained_adapters.errors import ModelError
+from constrained_adapters.errors import AdapterStateError, ModelError
 from constrained_adapters.memory.factors import Factor
 from constrained_adapters.memory.kfac import KFACMemory
 from constrained_adapters.memory.protected import ProtectedSpace
@@ -158,3 +159,14 @@ def _curvatures(pairs: Sequence[AdapterPair], memory: KFACMemory) -> list[Curvat
             inputs[key] = memory.inputs[key[0]]["energy"].to(key[1])
         found.append(Curvature(inputs[key], memory.outputs[pair.module].to(pair.b.device)))
     return found
+
+
+def refuse_several_processes(adapter_name: str) -> None:
+    """Each would make a memory of the rows that it has seen, and the replicas' steps would differ."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise AdapterStateError(
+            f"the memory of {adapter_name!r} would not be the same in all processes",
+            got=f"no rows, in process {dist.get_rank()} of {dist.get_world_size()}",
+            expected="the same rows in each",
+            hint=f"update_gradient_memory({adapter_name!r}, rows=...)",
+        )

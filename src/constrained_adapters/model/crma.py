@@ -18,8 +18,9 @@ from constrained_adapters.config.run import BaseConfig
 from constrained_adapters.errors import AdapterStateError, ModelError
 from constrained_adapters.memory.reservoir import Reservoir
 from constrained_adapters.model.auto import Chosen
-from constrained_adapters.model.constrained import MEMORY_FILE, ConstrainedSet
+from constrained_adapters.model.constrained import ConstrainedSet
 from constrained_adapters.model.passes import AdapterState
+from constrained_adapters.model.remembering import MEMORY_FILE
 from constrained_adapters.models.fingerprint import fingerprint_model
 from constrained_adapters.models.load import LoadedBase, load_base
 from constrained_adapters.workspace import atomic_write_bytes, atomic_write_json

@@ -18,9 +18,10 @@ from constrained_adapters.constraints.attach import attach, is_bound
 from constrained_adapters.constraints.in_turn import InTurn
 from constrained_adapters.constraints.weight_step import WeightStepConstraint
 from constrained_adapters.errors import AdapterStateError, ConfigError
-from constrained_adapters.memory.base_text import write_base_text
+from constrained_adapters.memory.base_text import draw_texts, enough_texts, write_base_text
 from constrained_adapters.memory.kfac import BASE_DOMAIN, KFACMemory
 from constrained_adapters.memory.measure import measure_memory
+from constrained_adapters.memory.probe import Rows
 from constrained_adapters.memory.protected import ProtectedSpace
 from constrained_adapters.model.adapter_set import AdapterSet
 from constrained_adapters.model.binding import check_base, check_layers, output_change
@@ -39,6 +40,7 @@ def protect(
     *,
     strength: float | None = None,
     memories: Sequence[KFACMemory | str | Path] = (),
+    rows: Rows | None = None,
     num_texts: int | None = None,
     layers: Sequence[str] | None = None,
     seed: int = 0,
@@ -63,8 +65,10 @@ def protect(
             changes on the rest are penalised; 0.95 with full fine-tuning, where the rest is free.
         memories: Of finished domains (``gradient_memory.safetensors``) and this base; one of the domain
             ``base`` stands for the text that the base would write.
-        num_texts: Texts that the base writes, 64 tokens each; default: enough for eight tokens per input
-            direction, at least 32.
+        rows: (token ids, labels), each of shape (s,), of text like that which is to stay as it is; as many of
+            them are drawn as are wanted. Default: the base writes the text itself.
+        num_texts: How many texts; default: enough for eight tokens per input direction, at least 32. The base
+            writes 64 tokens each.
         layers: Names of the layers to bind, such as ``["q_proj", "v_proj"]``; default: every trained
             linear layer but the head.
         seed: Of that text and of the memory; the global random state is left as it was.
@@ -75,7 +79,7 @@ def protect(
 
     Raises:
         ConfigError: An argument is out of range or of a wrong kind.
-        AdapterStateError: The model is protected already, or brings its own constraint.
+        AdapterStateError: The model is protected already, or brings its own constraint; or ``rows`` is empty.
         ModelError: Nothing is trained or can be bound, the model has no language-model head, or a memory
             belongs to another base or other layers.
         UnknownNameError: A name of ``layers`` is no trained linear layer.
@@ -111,7 +115,7 @@ def protect(
     begun = time.perf_counter()
     own = next((memory for memory in finished if memory.domain == BASE_DOMAIN), None)
     if own is None:
-        own = _base_memory(model, base, trained, fingerprint, strength, num_texts, seed)
+        own = _base_memory(model, base, trained, fingerprint, strength, rows, num_texts, seed)
     kept = [own, *(memory for memory in finished if memory is not own)]
     constraint = _constraint(trained, kept, ProtectedSpace(SUBSPACE_TYPES["fisher"], strength))
     _warn_of_unbound(trained)
@@ -274,15 +278,19 @@ def _base_memory(
     trained: Trained,
     fingerprint: str,
     strength: float,
+    rows: Rows | None,
     num_texts: int | None,
     seed: int,
 ) -> KFACMemory:
     width = max(
         matrix.shape[0 if key in trained.transposed else 1] for key, matrix in trained.matrices.items()
     )
-    count = num_texts or max(32, -(-8 * width // TEXT_TOKENS))
     with adapters_off(model):
-        rows = write_base_text(base, num_texts=count, length_tokens=TEXT_TOKENS, seed=seed)
+        if rows is None:
+            count = num_texts or enough_texts(width, TEXT_TOKENS)
+            rows = write_base_text(base, num_texts=count, length_tokens=TEXT_TOKENS, seed=seed)
+        else:
+            rows = draw_texts(rows, width, num_texts=num_texts, seed=seed)
         return measure_memory(
             base,
             trained.layers,

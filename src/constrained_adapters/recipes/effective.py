@@ -44,6 +44,7 @@ def _trains(answers: Answers) -> bool:
 
 
 ACTS_ON: Mapping[str, Callable[[Answers], bool]] = {
+    "base_text": _bound,
     "constraint_strength": _bound,
     "constraint_type": _bound,
     "distillation_temperature": _distils,

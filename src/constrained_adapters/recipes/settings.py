@@ -67,6 +67,12 @@ def find_recipe(method: MethodConfig) -> Answers:
             got=f"methods: {method.name}: slowest_rate_ratio = {method.slowest_rate_ratio!r}",
             expected="rate_by_importance: layer, or parameter",
         )
+    if method.base_text is not None and method.protect_base is False:
+        raise ConfigError(
+            "the setting 'base_text' has no effect where the base is not protected",
+            got=f"methods: {method.name}: base_text = {method.base_text!r}, protect_base = False",
+            expected="one of the two",
+        )
     _weights(method, answers)
     return answers
 

@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
+from constrained_adapters.data.tokens import Tokens
 from constrained_adapters.memory.kfac import KFACMemory
 from constrained_adapters.model import CRMAModel
-from constrained_adapters.model.constrained import MEMORY_FILE
+from constrained_adapters.model.remembering import MEMORY_FILE
 from constrained_adapters.training.isolation import Isolation
 from constrained_adapters.training.learner import Rows
 from constrained_adapters.training.penalties import Penalty
@@ -31,6 +34,7 @@ class AdapterLearner:
             uses most.
         penalty: Binds the steps beside, or instead of, CRMA's own constraint.
         isolation: Makes a shared adapter and each domain's own in its own layers; needs ``alone``.
+        base_rows: What the base's memory is made of; empty: text that it writes.
     """
 
     def __init__(
@@ -43,9 +47,11 @@ class AdapterLearner:
         start: Literal["random", "inputs"] = "random",
         penalty: Penalty | None = None,
         isolation: Isolation | None = None,
+        base_rows: Sequence[Tokens] = (),
     ) -> None:
         self._model, self._folder, self._seed, self._use = model, memory_folder, seed, use
         self._start, self._penalty, self._isolation = start, penalty, isolation
+        self._base_rows = base_rows
         self._names: list[str] = []
         self._tell: Callable[[str], None] = _say_nothing
 
@@ -67,8 +73,9 @@ class AdapterLearner:
         if path.is_file():
             self._model.base_memory = self._model.load_memory(path)
             return
-        tell("the base writes text for the memory of what it knows")
-        memory: KFACMemory = self._model.make_base_memory(seed=self._seed)
+        rows = [(torch.tensor(row.input_ids), torch.tensor(row.labels)) for row in self._base_rows]
+        tell("making the memory of what the base knows" + ("" if rows else ", from text that it writes"))
+        memory: KFACMemory = self._model.make_base_memory(rows or None, seed=self._seed)
         atomic_write_bytes(path, memory.to_bytes())
         self._model.base_memory = memory
 

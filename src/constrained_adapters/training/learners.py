@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from constrained_adapters.adapters.inserted import Family, InsertedModel
 from constrained_adapters.adapters.progressive import Columns
 from constrained_adapters.adapters.selection import Part, Which
 from constrained_adapters.config.run import MethodConfig, RunConfig
+from constrained_adapters.data.tokens import Tokens
 from constrained_adapters.memory.directions import CAPACITY
 from constrained_adapters.model import CRMAModel
 from constrained_adapters.models.decoder import decoder_layers
@@ -50,7 +51,12 @@ from constrained_adapters.training.weights import WeightsLearner, trainable_copy
 
 
 def make_learner(
-    base: LoadedBase, config: RunConfig, method: MethodConfig, memory_folder: Path, kept: KeptRows
+    base: LoadedBase,
+    config: RunConfig,
+    method: MethodConfig,
+    memory_folder: Path,
+    kept: KeptRows,
+    base_rows: Sequence[Tokens] = (),
 ) -> Learner:
     """Build what a method trains; nothing is written yet.
 
@@ -60,6 +66,7 @@ def make_learner(
         method: Of ``config.methods``.
         memory_folder: Where what is kept for the method as a whole is written.
         kept: Gives the rows of finished domains that the method's lessons keep.
+        base_rows: What the base's memory is made of; empty: text that it writes.
 
     Raises:
         ConstrainedAdaptersError: A setting does not suit the base, such as names of layers.
@@ -86,6 +93,7 @@ def make_learner(
         start=recipe.start,
         penalty=penalty,
         isolation=_isolation(base.model, config, method, memory_folder) if recipe.shared else None,
+        base_rows=base_rows,
     )
 
 

@@ -115,6 +115,8 @@ class Lessons:
             self._ratios["general_text"] = prevent.general_ratio
         if method.golden_set is not None:
             self._golden = self._from(method.golden_set)
+        self.base_rows: Sequence[Tokens] = () if method.base_text is None else self._from(method.base_text)
+        """What the base's memory is made of, where it does not write that itself."""
         if method.replay_capacity_bytes is not None:
             self._check_room(method.replay_capacity_bytes)
         if "generated" in self._recipe.rehearsals:

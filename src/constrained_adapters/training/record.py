@@ -15,7 +15,7 @@ from constrained_adapters.evaluation.intervals import increase_interval, summary
 from constrained_adapters.evaluation.items import METRICS, SUPERSEDED
 from constrained_adapters.evaluation.summary import summarise
 from constrained_adapters.memory.importance import module_importance
-from constrained_adapters.model.constrained import MEMORY_FILE
+from constrained_adapters.model.remembering import MEMORY_FILE
 from constrained_adapters.recipes import find_recipe
 from constrained_adapters.results import Curve, DomainRecord, ItemScores, Matrix, MethodResult, Sample
 from constrained_adapters.workspace import Workspace

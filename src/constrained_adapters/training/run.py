@@ -89,7 +89,7 @@ def run_config(config: RunConfig, *, observer: RunObserver | None = None, fresh:
         # Before anything is written down, so that a wrong setting can be put right and the run begun.
         workspace = Workspace(config.output / method.name)
         reset_peak_memory()
-        learner = make_learner(base, config, method, workspace.memory, lessons.kept)
+        learner = make_learner(base, config, method, workspace.memory, lessons.kept, lessons.base_rows)
         with workspace.lock():
             if fresh:
                 workspace.clear()
@@ -146,7 +146,7 @@ def _fixed_settings(
         "training": config.training.model_dump(mode="json", exclude={"report_to"}),
         "evaluation": _scored_by(config),
         "general_texts": fingerprint_examples([Example(text=text) for text in prepared.general_texts]),
-        "method": method.model_dump(mode="json", exclude={"general_text", "golden_set"}),
+        "method": method.model_dump(mode="json", exclude={"base_text", "general_text", "golden_set"}),
         "mixed_texts": lessons.fingerprint or None,
         **({"guard": config.guard.model_dump(mode="json")} if config.guard else {}),
         **({"prevent_collapse": prevent.model_dump(mode="json")} if prevent else {}),

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from constrained_adapters import CRMAConfig, CRMAModel
 from constrained_adapters.adapters.lora import adapter_pairs
 from constrained_adapters.errors import AdapterStateError, DataError, ModelError
-from constrained_adapters.model.constrained import MEMORY_FILE
 from constrained_adapters.model.crma import MODEL_FILE
+from constrained_adapters.model.remembering import MEMORY_FILE
 from constrained_adapters.models.fingerprint import fingerprint_model
 
 

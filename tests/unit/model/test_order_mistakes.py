@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from constrained_adapters import CRMAConfig, CRMAModel
 from constrained_adapters.errors import AdapterStateError, ModelError, TrainingError, WorkspaceError
-from constrained_adapters.model.constrained import MEMORY_FILE
+from constrained_adapters.model.remembering import MEMORY_FILE
 
 
 def in_training(model, name: str = "law"):

@@ -375,3 +375,16 @@ def test_the_same_seed_protects_the_same(tiny_llama, shield):
 
 def test_it_is_a_public_name():
     assert constrained_adapters.protect is protect
+
+
+def test_text_that_is_given_stands_in_for_what_the_base_would_write(tiny_llama, rows, shield):
+    model = lora(tiny_llama)
+    text = [(torch.tensor(row["input_ids"]), torch.tensor(row["input_ids"])) for row in rows(1)]
+    handle = shield(model, rows=text)
+    known = handle.base_memory.to_bytes()
+    handle.remove()
+    written = shield(model)
+    assert written.base_memory.to_bytes() != known
+    written.remove()
+    with pytest.raises(AdapterStateError, match="there is no text for the base's memory"):
+        protect(model, rows=[])

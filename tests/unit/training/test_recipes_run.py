@@ -497,3 +497,25 @@ def test_gradients_are_not_clipped_where_the_norm_is_0(tiny_run):
     wide = tiny_run("crma", names=DOMAINS[:2], output="wide", training={"max_grad_norm": 1e9})
     tight = tiny_run("crma", names=DOMAINS[:2], output="tight", training={"max_grad_norm": 1e-6})
     assert matrices(free, 0) == matrices(wide, 0) != matrices(tight, 0)
+
+
+def test_the_memory_of_the_base_is_made_of_the_text_that_is_given(tiny_run):
+    text = str(tiny_run.folder / "general.jsonl")
+    given = {"recipe": "crma", "base_text": text}
+    scored = {"general": None}  # in these tests the same file
+    told: list[str] = []
+    observer = SilentObserver()
+    observer.stage = lambda method, domain, words: told.append(words)
+    tiny_run(given, names=DOMAINS[:1], output="given", observer=observer, evaluation=scored)
+    assert "making the memory of what the base knows" in told
+    tiny_run("crma", names=DOMAINS[:1], output="written", observer=observer)
+    assert "making the memory of what the base knows, from text that it writes" in told
+    kept = [tiny_run.folder / name / "crma/memory/base.safetensors" for name in ("given", "written")]
+    assert kept[0].read_bytes() != kept[1].read_bytes()
+    Path(text).write_text("".join(f'{{"text": "other text {i}"}}\n' for i in range(30)), encoding="utf-8")
+    with pytest.raises(WorkspaceError, match="mixed_texts"):
+        tiny_run(given, names=DOMAINS[:1], output="given", evaluation=scored)
+    with pytest.raises(ConfigError, match="no effect where the base is not protected"):
+        tiny_run({**given, "protect_base": False})
+    with pytest.raises(ConfigError, match="'base_text' has no effect on the recipe 'lora'"):
+        tiny_run({**given, "recipe": "lora"})
