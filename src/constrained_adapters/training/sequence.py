@@ -221,12 +221,13 @@ class DomainSequence:
         self._note_memory_seconds(home, time.perf_counter() - begun)
 
     def _memory_examples(self, domain: Domain) -> int:
+        if self.method.gradient_memory_size is not None:
+            return self.method.gradient_memory_size
         settings = self.config.training
         rows = (settings.steps or 0) * settings.batch_size * settings.gradient_accumulation_steps
         seen = rows or int(len(domain.train) * (settings.epochs or 1.0))
-        size = CRMAConfig.model_fields["gradient_memory_size"].default
         least = LEAST_SINGLE if find_recipe(self.method).bounds else LEAST_EXAMPLES
-        return num_memory_examples(seen, self.method.gradient_memory_size or size, least=least)
+        return num_memory_examples(seen, CRMAConfig.model_fields["gradient_memory_size"].default, least=least)
 
     def _note_memory_seconds(self, home: Path, seconds: float) -> None:
         facts = json.loads((home / TRAINING_FILE).read_text(encoding="utf-8"))

@@ -16,6 +16,7 @@ from constrained_adapters.memory.diagonal import DiagonalMemory
 from constrained_adapters.recipes import RECIPES, find_recipe
 from constrained_adapters.rehearsal import KeptFile
 from constrained_adapters.results import Curve
+from constrained_adapters.training.adapters import AdapterLearner
 from constrained_adapters.training.observer import SilentObserver
 from constrained_adapters.training.run import run_config
 
@@ -519,3 +520,17 @@ def test_the_memory_of_the_base_is_made_of_the_text_that_is_given(tiny_run):
         tiny_run({**given, "protect_base": False})
     with pytest.raises(ConfigError, match="'base_text' has no effect on the recipe 'lora'"):
         tiny_run({**given, "recipe": "lora"})
+
+
+@pytest.mark.parametrize(("asked", "rows"), [(None, 20), (3, 3), (9, 9)])
+def test_a_memory_is_made_of_as_many_examples_as_are_asked_for(tiny_run, monkeypatch, asked, rows):
+    seen = []
+    measure = AdapterLearner.remember
+
+    def remember(self, number, domain, home, given):
+        seen.append(len(given))
+        measure(self, number, domain, home, given)
+
+    monkeypatch.setattr(AdapterLearner, "remember", remember)
+    tiny_run({"recipe": "crma", "gradient_memory_size": asked}, names=DOMAINS[:1])
+    assert seen == [rows]
