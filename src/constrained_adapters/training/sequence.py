@@ -48,6 +48,7 @@ from constrained_adapters.training.routes import note_for_router
 from constrained_adapters.workspace import Workspace, atomic_directory, atomic_write_bytes, atomic_write_json
 
 TRAINING_FILE = "training.json"
+MOSTLY_MASKED = 0.5
 START_ROWS = 32
 """Examples that an adapter's start is chosen from."""
 
@@ -146,6 +147,12 @@ class DomainSequence:
         dataset: TokenDataset | LabelledDataset = lesson.rows
         if not is_plain(objective):  # before the new adapter is there
             dataset = prepare_rows(objective, lesson.rows.tokens, self._teachers(number))
+            masked = dataset.facts["masked_ratio"]
+            if masked > MOSTLY_MASKED:
+                self.observer.message(
+                    f"{self.method.name}, {name}: token masking takes out {masked:.0%} of the labels, which "
+                    "the base finds too unlikely, so that little is learnt; a higher stm_threshold keeps more"
+                )
         set_seed(seed)
         self.learner.begin(number, name, _token_rows(sample_rows(lesson.rows.tokens, START_ROWS, seed)))
         guard = self._guard(number)

@@ -534,3 +534,13 @@ def test_a_memory_is_made_of_as_many_examples_as_are_asked_for(tiny_run, monkeyp
     monkeypatch.setattr(AdapterLearner, "remember", remember)
     tiny_run({"recipe": "crma", "gradient_memory_size": asked}, names=DOMAINS[:1])
     assert seen == [rows]
+
+
+def test_it_is_told_where_token_masking_leaves_little_to_learn(tiny_run):
+    told: list[str] = []
+    observer = SilentObserver()
+    observer.message = told.append
+    for threshold in (220.0, 1e6):
+        method = {"recipe": "stm", "stm_threshold": threshold}
+        tiny_run(method, names=DOMAINS[:1], output=f"{threshold}", observer=observer)
+    assert len([each for each in told if "a higher stm_threshold" in each and "law" in each]) == 1
