@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import tomllib
 from pathlib import Path
@@ -41,3 +42,12 @@ def test_each_extra_of_a_user_stands_on_the_page_of_the_start():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = set(project["optional-dependencies"]) - {"dev", "docs"}
     assert [extra for extra in sorted(extras) if f"`{extra}`" not in page("start.md")] == []
+
+
+def test_the_page_of_the_benchmark_has_the_rows_and_the_figure_of_its_last_table():
+    spec = importlib.util.spec_from_file_location("benchmark_page", ROOT / "scripts" / "benchmark_page.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.table(script.read_rows()) in page("benchmark.md")
+    assert script.FIGURE.read_bytes() == (script.TABLES / "pareto.svg").read_bytes()
