@@ -268,7 +268,7 @@ def test_real_runs_share_the_base_and_go_on_inside_a_cell(tiny_files, write_plan
     assert second.count("scoring after domain 2") == 4
     # The base is scored once on validation and once on test, and writes its memory once.
     assert first.count("scoring the base") + second.count("scoring the base") == 2
-    writes = "the base writes text for the memory of what it knows"
+    writes = "making the memory of what the base knows, from text that it writes"
     assert first.count(writes) + second.count(writes) == 1
 
     alone = read_plan(write_plan(methods=["lora"], output="alone", **few))
