@@ -67,7 +67,7 @@ EXPLAINED = {
     "methods.learning_rate": "instead of training.learning_rate",
     "methods.constraint_strength": "0 (plain LoRA) to 1 (all closed), or auto; null: the recipe's",
     "methods.constraint_type": "fisher, diagonal, gem, agem, orthogonal or none; null: the recipe's",
-    "methods.gradient_memory_size": "examples a domain's memory is made of; null: 32, or a 25th of the rows",
+    "methods.gradient_memory_size": "examples a domain's memory is made of; null: 32, or a 30th of the rows",
     "methods.protect_base": "also keep a memory of the base's own knowledge",
     "methods.base_text": "text to make it from, as 'data' of a domain; null: the base writes it",
     "methods.penalty_weight": "factor of a penalty, or {ewc_lora: 1000, olora: 0.5}; null: the recipe's",

@@ -54,17 +54,17 @@ class Reservoir:
 
 
 LEAST_EXAMPLES = 32
-"""From as many a memory protects as well as from 64 (docs/log.md)."""
+"""Twice as many take a few tenths of a point off the drift, and twice the time (docs/log.md)."""
 LEAST_SINGLE = 64
 """Of a Fisher or of single gradients, which vary more from example to example than inputs do."""
 
 
 def num_memory_examples(num_seen: int, capacity: int, *, least: int = LEAST_EXAMPLES) -> int:
-    """How many examples a memory is made from: ``least``, or a twenty-fifth of those seen if that is more.
+    """How many examples a memory is made from: ``least``, or a thirtieth of those seen if that is more.
 
-    So it takes less than a twentieth of the time of a training of 700 rows or more.
+    So it takes about a twentieth of the time of a training of 1,000 rows or more.
     """
-    return min(capacity, max(least, num_seen // 25))
+    return min(capacity, max(least, num_seen // 30))
 
 
 def sample_rows(rows: Sequence[Row], count: int, seed: int) -> list[Row]:

@@ -47,7 +47,7 @@ class RememberingSet(AdapterSet, ABC):
             adapter_name: The domain's adapter; it must be active.
             rows: (token ids, labels) to make it from; default: those sampled while it trained.
             batch_size: Rows per pass; the result does not depend on it.
-            max_examples: Most rows used; default 32, or a twenty-fifth of the rows seen if that is more,
+            max_examples: Most rows used; default 32, or a thirtieth of the rows seen if that is more,
                 at most ``gradient_memory_size``.
 
         Returns:
