@@ -16,7 +16,7 @@ TABLES = ROOT / "benchmarks" / "small" / "tables"
 PAGE = ROOT / "docs" / "benchmark.md"
 FIGURE = ROOT / "docs" / "assets" / "small-pareto.svg"
 HEADING, REMARKS = "## The small one, so far\n", "\n° keeps"
-COLUMNS = [  # title, key, divisor, digits, with a sign
+COLUMNS: list[tuple[str, str, float, int, bool]] = [  # title, key, divisor, digits, with a sign
     ("Final %", "accuracy", 1, 1, False),
     ("Learned %", "learned", 1, 1, False),
     ("Drift %", "drift_percent", 1, 1, True),
@@ -50,12 +50,15 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [titles, ["---", *["---:"] * (len(titles) - 1)]]
     for row in shown:
         name = f"*{row['method']}*" if row["reference"] else f"`{row['method']}`"
-        cells = [_number(row["values"][key], *how) for _, key, *how in COLUMNS]
+        cells = [
+            _number(row["values"][key], divisor, digits, sign=sign)
+            for _, key, divisor, digits, sign in COLUMNS
+        ]
         lines.append([name + " °" * row["keeps_old_data"], *cells, str(row["num_cells"])])
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def _number(value: dict[str, float] | None, divisor: float, digits: int, sign: bool) -> str:
+def _number(value: dict[str, float] | None, divisor: float, digits: int, *, sign: bool) -> str:
     if value is None:
         return "–"
     number = round(value["mean"] / divisor, digits)
