@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, final
 
-import torch
 from transformers import set_seed
 
 from constrained_adapters.assistant.simple_data import read_examples
 from constrained_adapters.assistant.streaming import Decoding, encode_conversation, stream_answer
 from constrained_adapters.config.run import AdapterConfig, BaseConfig, MethodConfig, TrainingConfig
 from constrained_adapters.data.examples import Message, fingerprint_examples
-from constrained_adapters.data.tokens import TokenDataset, Tokens
+from constrained_adapters.data.tokens import TokenDataset, tensor_rows
 from constrained_adapters.errors import AdapterStateError, UnknownNameError
 from constrained_adapters.memory.reservoir import num_memory_examples, sample_rows
 from constrained_adapters.model import CRMAModel
@@ -29,7 +28,6 @@ from constrained_adapters.routing.keywords import write_keywords
 from constrained_adapters.routing.states import STATISTICS_FILE, PromptStates
 from constrained_adapters.training.adapters import AdapterLearner
 from constrained_adapters.training.domain import train_domain
-from constrained_adapters.training.learner import Rows
 from constrained_adapters.training.observer import RunObserver, SilentObserver
 from constrained_adapters.workspace import Workspace, atomic_directory, finished_domains
 
@@ -257,7 +255,7 @@ class SimpleDomainAdapter:
                     f"the training of {name!r} was stopped", got="the same object", hint="make it anew"
                 )
             set_seed(seed)
-            self._learner.begin(number, name, _rows(sample_rows(rows.tokens, START_ROWS, seed)))
+            self._learner.begin(number, name, tensor_rows(sample_rows(rows.tokens, START_ROWS, seed)))
             train_domain(
                 self._model,
                 self._base.tokenizer,
@@ -276,8 +274,4 @@ class SimpleDomainAdapter:
         if not self._learner.remembers(name, home):
             self._tell(f"{name}: making the gradient memory")
             count = num_memory_examples(len(rows) * int(self._training.epochs or 1.0), 1000)
-            self._learner.remember(number, name, home, _rows(sample_rows(rows.tokens, count, seed)))
-
-
-def _rows(tokens: Iterable[Tokens]) -> Rows:
-    return [(torch.tensor(each.input_ids), torch.tensor(each.labels)) for each in tokens]
+            self._learner.remember(number, name, home, tensor_rows(sample_rows(rows.tokens, count, seed)))

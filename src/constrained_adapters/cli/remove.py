@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from constrained_adapters.cli.run_folder import default_run_folder, quiet_libraries
-from constrained_adapters.cli.undoing import MethodsMeant, Yes, asking, say_done
+from constrained_adapters.cli.undoing import MethodsMeant, RunMeant, Yes, asking, say_done
 
 
 def remove(
     domain: Annotated[str, typer.Argument(metavar="DOMAIN", help="Name of the domain.")],
-    run: Annotated[
-        Path | None,
-        typer.Argument(metavar="RUN", help="Folder of the run; left out: the 'output' of ./crma.yaml."),
-    ] = None,
+    run: RunMeant = None,
     method: MethodsMeant = None,
     yes: Yes = False,
 ) -> None:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from constrained_adapters.cli.run_folder import default_run_folder, quiet_libraries
-from constrained_adapters.cli.undoing import MethodsMeant, Yes, asking, say_done
+from constrained_adapters.cli.undoing import MethodsMeant, RunMeant, Yes, asking, say_done
 
 
 def rollback(
-    run: Annotated[
-        Path | None,
-        typer.Argument(metavar="RUN", help="Folder of the run; left out: the 'output' of ./crma.yaml."),
-    ] = None,
+    run: RunMeant = None,
     to: Annotated[
         str | None,
         typer.Option(metavar="DOMAIN", help="The last domain that stays; left out: the last but one."),

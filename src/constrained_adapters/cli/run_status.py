@@ -88,15 +88,14 @@ def _state(workspace: Workspace, domains: tuple[str, ...], num_scored: int, num_
         return "done"
     if num_scored < num_learnt and workspace.running_pid() is None:
         return f"to be scored again from {domains[num_scored]} on"
-    num_learnt = num_scored
     step = max(
         (
             int(p.name.rpartition("-")[2])
-            for p in workspace.checkpoints(domains[num_learnt]).glob("checkpoint-*[0-9]")
+            for p in workspace.checkpoints(domains[num_scored]).glob("checkpoint-*[0-9]")
         ),
         default=None,
     )
-    where = f"at {domains[num_learnt]}" + ("" if step is None else f", step {step} saved")
+    where = f"at {domains[num_scored]}" + ("" if step is None else f", step {step} saved")
     pid = workspace.running_pid()
     if pid is not None:
         return f"running (process {pid}) {where}"

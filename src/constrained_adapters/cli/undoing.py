@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 
 MethodsMeant = Annotated[
     str | None, typer.Option("--method", metavar="NAME", help="One of the run's methods; left out: all.")
+]
+RunMeant = Annotated[
+    Path | None,
+    typer.Argument(metavar="RUN", help="Folder of the run; left out: the 'output' of ./crma.yaml."),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 

@@ -120,6 +120,11 @@ class TokenDataset(Dataset[dict[str, list[int]]]):
         return {"input_ids": self.tokens[index].input_ids, "labels": self.tokens[index].labels}
 
 
+def tensor_rows(tokens: Iterable[Tokens]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Encoded examples as (token ids, labels), each of shape (s,), as memories take them."""
+    return [(torch.tensor(each.input_ids), torch.tensor(each.labels)) for each in tokens]
+
+
 def collate(features: Sequence[dict[str, list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
     """Pad rows on the right to one batch.
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from constrained_adapters.data.tokens import IGNORED, Tokens
+from constrained_adapters.data.tokens import IGNORED, Tokens, tensor_rows
 from constrained_adapters.errors import TrainingError
 from constrained_adapters.evaluation.row_losses import mean_row_nats
 from constrained_adapters.memory.low_rank import LowRank
@@ -138,7 +138,7 @@ class TrialAdapter:
 
 
 def _batch(rows: Sequence[Tokens], device: Any) -> dict[str, Tensor]:
-    pairs = [(torch.tensor(row.input_ids), torch.tensor(row.labels)) for row in rows]
+    pairs = tensor_rows(rows)
     return pad_rows(pairs, device)
 
 

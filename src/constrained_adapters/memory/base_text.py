@@ -17,29 +17,36 @@ _TOKENS_A_DIRECTION = 8
 _LEAST_TEXTS = 32
 
 
-def enough_texts(width: int, length_tokens: int) -> int:
-    """How many texts have eight tokens for each of ``width`` input directions; at least 32."""
-    return max(_LEAST_TEXTS, -(-_TOKENS_A_DIRECTION * width // length_tokens))
-
-
-def draw_texts(rows: Rows, width: int, *, num_texts: int | None, seed: int) -> Rows:
-    """Draw from text that is given, where the base does not write it.
+def base_texts(
+    model: Any, width: int, rows: Rows | None = None, *, num_texts: int | None, length_tokens: int, seed: int
+) -> Rows:
+    """Text for the memory of the base: drawn from what is given, else written by it.
 
     Args:
-        rows: (token ids, labels), each of shape (s,).
-        width: Input directions; so many rows are drawn as :func:`enough_texts` wants.
-        num_texts: How many instead.
-        seed: Of the drawing.
+        model: As for :func:`write_base_text`.
+        width: Input directions.
+        rows: (token ids, labels), each of shape (s,); None where the base writes.
+        num_texts: How many; None: enough for eight tokens per input direction, at least 32.
+        length_tokens: Of each text that is written.
+        seed: Of the sampling.
 
     Raises:
-        AdapterStateError: There is no row.
+        AdapterStateError: Rows are given, and there is none.
+        TrainingError: As :func:`write_base_text`.
     """
+    if rows is None:
+        count = num_texts or _enough(width, length_tokens)
+        return write_base_text(model, num_texts=count, length_tokens=length_tokens, seed=seed)
     if not rows:
         raise AdapterStateError(
             "there is no text for the base's memory", got="no rows", hint="leave rows out"
         )
     mean = sum(ids.numel() for ids, _ in rows) / len(rows)
-    return sample_rows(rows, num_texts or enough_texts(width, max(1, int(mean))), seed)
+    return sample_rows(rows, num_texts or _enough(width, max(1, int(mean))), seed)
+
+
+def _enough(width: int, length_tokens: int) -> int:
+    return max(_LEAST_TEXTS, -(-_TOKENS_A_DIRECTION * width // length_tokens))
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from constrained_adapters.constraints.attach import attach, is_bound
 from constrained_adapters.constraints.in_turn import InTurn
 from constrained_adapters.constraints.weight_step import WeightStepConstraint
 from constrained_adapters.errors import AdapterStateError, ConfigError
-from constrained_adapters.memory.base_text import draw_texts, enough_texts, write_base_text
+from constrained_adapters.memory.base_text import base_texts
 from constrained_adapters.memory.kfac import BASE_DOMAIN, KFACMemory
 from constrained_adapters.memory.measure import measure_memory
 from constrained_adapters.memory.probe import Rows
@@ -286,15 +286,11 @@ def _base_memory(
         matrix.shape[0 if key in trained.transposed else 1] for key, matrix in trained.matrices.items()
     )
     with adapters_off(model):
-        if rows is None:
-            count = num_texts or enough_texts(width, TEXT_TOKENS)
-            rows = write_base_text(base, num_texts=count, length_tokens=TEXT_TOKENS, seed=seed)
-        else:
-            rows = draw_texts(rows, width, num_texts=num_texts, seed=seed)
+        texts = base_texts(base, width, rows, num_texts=num_texts, length_tokens=TEXT_TOKENS, seed=seed)
         return measure_memory(
             base,
             trained.layers,
-            rows,
+            texts,
             domain=BASE_DOMAIN,
             base_fingerprint=fingerprint,
             kind=SUBSPACE_TYPES["fisher"],

@@ -9,7 +9,7 @@ from typing import Any
 from constrained_adapters.adapters.lora import adapter_pairs, delta_weight, lora_layers
 from constrained_adapters.constraints import SUBSPACE_TYPES
 from constrained_adapters.errors import AdapterStateError, ModelError
-from constrained_adapters.memory.base_text import draw_texts, enough_texts, write_base_text
+from constrained_adapters.memory.base_text import base_texts
 from constrained_adapters.memory.kfac import BASE_DOMAIN, KFACMemory
 from constrained_adapters.memory.measure import measure_memory
 from constrained_adapters.memory.probe import Rows
@@ -108,12 +108,10 @@ class RememberingSet(AdapterSet, ABC):
         """
         width: int = self._base.config.get_text_config().hidden_size
         with self.base_only():
-            if rows is None:
-                count = num_texts or enough_texts(width, length_tokens)
-                rows = write_base_text(self._base, num_texts=count, length_tokens=length_tokens, seed=seed)
-            else:
-                rows = draw_texts(rows, width, num_texts=num_texts, seed=seed)
-            return self._measure(BASE_DOMAIN, rows, 8, seed=seed)
+            texts = base_texts(
+                self._base, width, rows, num_texts=num_texts, length_tokens=length_tokens, seed=seed
+            )
+            return self._measure(BASE_DOMAIN, texts, 8, seed=seed)
 
     def _measure(self, domain: str, rows: Rows, batch_size: int, seed: int) -> KFACMemory:
         return measure_memory(

@@ -6,9 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from constrained_adapters.data.tokens import Tokens
+from constrained_adapters.data.tokens import Tokens, tensor_rows
 from constrained_adapters.memory.kfac import KFACMemory
 from constrained_adapters.model import CRMAModel
 from constrained_adapters.model.remembering import MEMORY_FILE
@@ -73,7 +71,7 @@ class AdapterLearner:
         if path.is_file():
             self._model.base_memory = self._model.load_memory(path)
             return
-        rows = [(torch.tensor(row.input_ids), torch.tensor(row.labels)) for row in self._base_rows]
+        rows = tensor_rows(self._base_rows)
         tell("making the memory of what the base knows" + ("" if rows else ", from text that it writes"))
         memory: KFACMemory = self._model.make_base_memory(rows or None, seed=self._seed)
         atomic_write_bytes(path, memory.to_bytes())

@@ -19,7 +19,7 @@ from constrained_adapters.constraints.example_gradients import logit_gradients
 from constrained_adapters.constraints.kept import KeptExamples, KeptGradientConstraint
 from constrained_adapters.constraints.ogd import OGDConstraint
 from constrained_adapters.constraints.ogd_lora import OGDLoRAConstraint
-from constrained_adapters.data.tokens import Tokens
+from constrained_adapters.data.tokens import Tokens, tensor_rows
 from constrained_adapters.errors import WorkspaceError
 from constrained_adapters.memory.directions import CAPACITY, StoredDirections
 from constrained_adapters.memory.gather import gather_statistics
@@ -57,10 +57,7 @@ class _KeptPenalty(AttachedPenalty):
         """Nothing."""
 
     def _rows(self) -> dict[str, Rows]:
-        return {
-            domain: [(torch.tensor(row.input_ids), torch.tensor(row.labels)) for row in rows]
-            for domain, rows in self._kept().items()
-        }
+        return {domain: tensor_rows(rows) for domain, rows in self._kept().items()}
 
 
 @final

@@ -14,13 +14,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import set_seed
 
 from constrained_adapters.config.crma import CRMAConfig
 from constrained_adapters.config.run import MethodConfig, RunConfig
 from constrained_adapters.data.examples import Domain, Example
-from constrained_adapters.data.tokens import TokenDataset, Tokens
+from constrained_adapters.data.tokens import TokenDataset, tensor_rows
 from constrained_adapters.evaluation.calibration import measured_increases
 from constrained_adapters.evaluation.items import mean_scores
 from constrained_adapters.evaluation.samples import generate_answers
@@ -39,7 +38,7 @@ from constrained_adapters.results import ItemScores
 from constrained_adapters.training.answers import method_objective, method_rates
 from constrained_adapters.training.domain import TrainingRecord, train_domain
 from constrained_adapters.training.guarding import can_be_guarded, guard_facts, learnt_nats, make_guard
-from constrained_adapters.training.learner import Learner, OneState, Rows
+from constrained_adapters.training.learner import Learner, OneState
 from constrained_adapters.training.lessons import Lessons, Prepared
 from constrained_adapters.training.observer import RunObserver
 from constrained_adapters.training.peak import peak_memory_bytes
@@ -154,7 +153,7 @@ class DomainSequence:
                     "the base finds too unlikely, so that little is learnt; a higher stm_threshold keeps more"
                 )
         set_seed(seed)
-        self.learner.begin(number, name, _token_rows(sample_rows(lesson.rows.tokens, START_ROWS, seed)))
+        self.learner.begin(number, name, tensor_rows(sample_rows(lesson.rows.tokens, START_ROWS, seed)))
         guard = self._guard(number)
         record = train_domain(
             self.learner.module,
@@ -223,7 +222,7 @@ class DomainSequence:
         examples = sample_rows(
             domain.train, self._memory_examples(domain), seed=self.config.seed * 1000 + number
         )
-        rows = _token_rows(self.lessons.tokens(examples).tokens)
+        rows = tensor_rows(self.lessons.tokens(examples).tokens)
         self.learner.remember(number, domain.name, home, rows)
         self._note_memory_seconds(home, time.perf_counter() - begun)
 
@@ -370,10 +369,6 @@ class DomainSequence:
 def _one_or_all(weights: Mapping[Any, float]) -> float | dict[str, float]:
     """λ of a method: one number where it has one penalty or none."""
     return sum(weights.values()) if len(weights) < 2 else dict(weights)
-
-
-def _token_rows(tokens: Sequence[Tokens]) -> Rows:
-    return [(torch.tensor(each.input_ids), torch.tensor(each.labels)) for each in tokens]
 
 
 def _training_facts(home: Path) -> dict[str, Any]:
