@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from constrained_adapters.data.examples import Domain, Example
-from constrained_adapters.data.tokens import Tokens
+from constrained_adapters.data.tokens import Tokens, tensor_rows
 from constrained_adapters.diagnosis.beliefs import Belief, denied_beliefs
 from constrained_adapters.diagnosis.risk import Signals
 from constrained_adapters.diagnosis.settings import DiagnosisSettings
@@ -126,10 +125,7 @@ class Probe(TextProbe):
     def gradient(self, side: Side) -> dict[str, Tensor]:
         """The gradient of a side's loss by each adapted matrix, mixed down to ``GRADIENT_ROWS`` rows."""
         if side.name not in self._gradients:
-            rows = [
-                (torch.tensor(row.input_ids), torch.tensor(row.labels))
-                for row in side.probe[: self.settings.probe_examples]
-            ]
+            rows = tensor_rows(side.probe[: self.settings.probe_examples])
             self._gradients[side.name] = probe_gradients(
                 self.model,
                 self.modules,

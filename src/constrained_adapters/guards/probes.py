@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from constrained_adapters.data.examples import Example
-from constrained_adapters.data.tokens import IGNORED, Tokens, encode_example
+from constrained_adapters.data.tokens import IGNORED, Tokens, encode_example, tensor_rows
 from constrained_adapters.errors import DataError, TrainingError
 from constrained_adapters.evaluation.row_losses import mean_row_nats, num_labels
 from constrained_adapters.memory.reservoir import pad_rows
@@ -144,9 +144,7 @@ class Probes:
         with evaluating(model):
             for start in range(0, len(self._new), BATCH):
                 rows = self._new[start : start + BATCH]
-                batch = pad_rows(
-                    [(torch.tensor(row.input_ids), torch.tensor(row.labels)) for row in rows], device
-                )
+                batch = pad_rows(tensor_rows(rows), device)
                 logits = model(
                     input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
                 ).logits
